@@ -1,0 +1,1 @@
+"""Move weights and training between PyTorch and JAX."""
