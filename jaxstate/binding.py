@@ -1,0 +1,347 @@
+"""Binding: the ordered rules of one model, and so a bijection between its leaves and a state_dict.
+
+The order is that in which torch registers its parameters, so it also fixes an optimizer's integer ids. A
+Binding knows nothing of modules, files or optimizers: it moves flat dictionaries, `{path: leaf}` on JAX's
+side and `{key: array}` on torch's, and whatever is shaped like the parameters moves the same way.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Any
+
+from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
+from jaxstate.errors import BindingError, Mismatch, StateDictError, near_names, quoted, size_mismatch
+from jaxstate.rule import Arrays, Rule
+from jaxstate.rule_json import rule_from_json, rule_to_json
+from jaxstate.table import table
+from jaxstate.template import registration_order
+
+AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How a state_dict fits a Binding: torch's three lists, and what else does not fit.
+
+    True if everything does. Printed, it reads as `load_state_dict` would have complained.
+    """
+
+    missing_keys: tuple[str, ...] = ()
+    unexpected_keys: tuple[str, ...] = ()
+    mismatched: tuple[Mismatch, ...] = ()
+    problems: tuple[str, ...] = ()
+
+    def __bool__(self) -> bool:
+        return not (self.missing_keys or self.unexpected_keys or self.mismatched or self.problems)
+
+    def error(self, name: str = "the model") -> StateDictError:
+        """The one error that says all of it."""
+        sizes = [size_mismatch(key, found, expected) for key, found, expected in self.mismatched]
+        return StateDictError(name, self.missing_keys, self.unexpected_keys, [*sizes, *self.problems])
+
+    def __str__(self) -> str:
+        return "<All keys matched successfully>" if self else str(self.error())
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Binding:
+    """Pair every leaf of a model with torch's key for it.
+
+    Args:
+        rules: Rule, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
+        order: torch's keys in another order, if a file is known to have one.
+        metadata: torch's `_metadata`: `{module: {"version": int}}`, if a file is known to have it.
+
+    Raises:
+        BindingError: a key or a path that two rules claim, a tie to a key that no rule writes, an
+            order that is not a permutation of the keys.
+
+    >>> import numpy as np
+    >>> weight, bias = Rule("fc.weight", "fc.kernel", "i o -> o i"), Rule("fc.bias", "fc.bias", "o -> o")
+    >>> binding = Binding((weight, bias))
+    >>> leaves = {"fc.kernel": np.ones((2, 3)), "fc.bias": np.ones(3)}
+    >>> {key: array.shape for key, array in binding.state_dict(leaves).items()}
+    {'fc.weight': (3, 2), 'fc.bias': (3,)}
+    """
+
+    rules: tuple[AnyRule, ...]
+    order: tuple[str, ...] = ()
+    metadata: Mapping[str, Mapping[str, int]] | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "rules", tuple(self.rules))
+        problems = [
+            *_claimed_twice("key", self.rules, lambda rule: rule.keys),
+            *_claimed_twice("path", self.rules, lambda rule: rule.paths),
+            *_loose_ties(self.rules),
+        ]
+        if problems:
+            raise BindingError("the rules are no bijection:\n\t" + "\n\t".join(problems))
+        if self.order and sorted(self.order) != sorted(_keys_in_order(self.rules)):
+            raise BindingError("the order of a Binding is a permutation of its keys")
+
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Every torch key, in torch's order."""
+        return self.order or _keys_in_order(self.rules)
+
+    @cached_property
+    def paths(self) -> tuple[str, ...]:
+        """Every leaf's path."""
+        return tuple(path for rule in self.rules for path in rule.paths)
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """torch's shape for every key. Raises BindingError while leaves' shapes are not known."""
+        shapes = {key: shape for rule in self.rules for key, shape in rule.shapes.items()}
+        return {key: shapes[self._tied.get(key, key)] for key in self.keys}
+
+    @cached_property
+    def parameters(self) -> tuple[str, ...]:
+        """The keys that an optimizer has ids for, in order: no buffers, and tied arrays once.
+
+        A tied array goes by the key that is registered first, as in `Module.named_parameters`.
+        """
+        trainable = {key for rule in self.rules if _trains(rule) for key in rule.keys}
+        first: dict[str, str] = {}
+        for key in self.keys:
+            if (target := self._tied.get(key, key)) in trainable:
+                first.setdefault(target, key)
+        return tuple(first.values())
+
+    def state_dict(self, leaves: Arrays) -> dict[str, Any]:
+        """torch's arrays of these leaves, in torch's order; tied keys hold one and the same array.
+
+        Raises:
+            BindingError: leaves that are missing, or that no rule names.
+        """
+        self._check_leaves(leaves)
+        arrays = {key: array for rule in self.rules for key, array in rule.state_dict(leaves).items()}
+        return {key: arrays[self._tied.get(key, key)] for key in self.keys}
+
+    def leaves(self, state_dict: Arrays) -> dict[str, Any]:
+        """The leaves of these torch arrays: the inverse of `state_dict`.
+
+        Raises:
+            StateDictError: anything that `compare` would list.
+        """
+        if not (comparison := self.compare(state_dict)):
+            raise comparison.error()
+        arrays = self._untied(state_dict)
+        return {path: leaf for rule in self.rules for path, leaf in rule.leaves(arrays).items()}
+
+    def compare(self, state_dict: Arrays) -> Comparison:
+        """What is missing, unexpected, misshapen or contradictory in a state_dict. Nothing is raised."""
+        arrays, shapes = self._untied(state_dict), self.shapes
+        free = {key for rule in self.rules if isinstance(rule, TorchOnly) for key in rule.keys}
+        found = {key: array_shape(array) for key, array in state_dict.items()}
+        strange = [key for key in shapes if key in found and found[key] is None]
+        return Comparison(
+            tuple(k for k in self.keys if k not in free and self._tied.get(k, k) not in arrays),
+            tuple(k for k in state_dict if k not in shapes),
+            tuple(
+                Mismatch(k, shape, shapes[k])
+                for k in self.keys
+                if (shape := found.get(k)) is not None and shape != shapes[k]
+            ),
+            tuple(
+                [f'"{key}" is no array but {type(state_dict[key]).__name__}' for key in strange]
+                or [*self._disagreeing_ties(state_dict), *self._refused(state_dict, found, shapes)]
+            ),
+        )
+
+    def of(self, leaves: Arrays) -> "Binding":
+        """This Binding with the shape and dtype of every leaf; they may be abstract.
+
+        Raises:
+            BindingError: a leaf that no rule names, a rule without its leaf, a shape that does not fit.
+        """
+        self._check_leaves(leaves)
+        return replace(self, rules=tuple(rule.of(leaves) for rule in self.rules))
+
+    def like(self, state_dict: Arrays) -> "Binding":
+        """This Binding with what a file knows beyond the leaves: key order, torch-only values, `_metadata`.
+
+        Written with it, a torch file that was loaded comes back bit for bit. The order is adopted unless
+        the file is a safetensors file, which keeps none.
+
+        Raises:
+            StateDictError: a state_dict that does not fit.
+        """
+        if not (comparison := self.compare(state_dict)):
+            raise comparison.error()
+        return replace(
+            self,
+            rules=tuple(rule.like(state_dict) for rule in self.rules),
+            order=_merged_order(self.keys, list(state_dict)) if _is_ordered(state_dict) else self.order,
+            metadata=getattr(state_dict, "_metadata", self.metadata),
+        )
+
+    def only(self, pattern: str | Sequence[str]) -> "Binding":
+        """The rules whose every key matches a pattern (`fnmatch`: `*` crosses dots).
+
+        Raises:
+            BindingError: a pattern that matches nothing, or a part of a rule.
+        """
+        patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+        rules = [rule for rule in self.rules if any(matches(key, patterns) for key in rule.keys)]
+        torn = [rule for rule in rules if not all(matches(key, patterns) for key in rule.keys)]
+        if torn or not rules:
+            what = f"takes a part of {torn[0]}" if torn else f"matches none of {quoted(self.keys[:20])}"
+            raise BindingError(f"the pattern {quoted(patterns)} {what}")
+        keys = {key for rule in rules for key in rule.keys}
+        ties = [rule for rule in rules if isinstance(rule, Tied) and not {to for _, to in rule.pairs} <= keys]
+        if ties:
+            raise BindingError(f"{quoted(patterns)} takes {ties[0]} without the key that it is tied to")
+        return replace(self, rules=tuple(rules), order=tuple(key for key in self.order if key in keys))
+
+    def to_json(self) -> str:
+        """This Binding as JSON text; `Binding.from_json` reads it.
+
+        >>> binding = Binding((Rule("w", "w", "i o -> o i"),))
+        >>> Binding.from_json(binding.to_json()) == binding
+        True
+        """
+        rules = [rule_to_json(rule) for rule in self.rules]
+        return json.dumps({"binding": 1, "rules": rules, "order": self.order, "metadata": self.metadata})
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> "Binding":
+        """The Binding of a JSON text. Raises BindingError for any other text."""
+        try:
+            value = json.loads(text)
+            rules, order, metadata = value["rules"], tuple(value["order"]), value["metadata"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise BindingError(f"this is not the JSON of a Binding: {error!r}") from error
+        return cls(tuple(rule_from_json(rule) for rule in rules), order, metadata)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Binding) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash(self.keys)
+
+    def __str__(self) -> str:
+        return table(("torch key", "path", "layout", "shape", "dtype"), [_row(rule) for rule in self.rules])
+
+    __repr__ = __str__
+
+    @cached_property
+    def _tied(self) -> dict[str, str]:
+        return {key: to for rule in self.rules if isinstance(rule, Tied) for key, to in rule.pairs}
+
+    def _untied(self, state_dict: Arrays) -> Arrays:
+        """The state_dict, and a tied key's array under the key of its Rule where the file leaves that out."""
+        lacking = {to: state_dict[key] for key, to in self._tied.items() if key in state_dict}
+        return {**lacking, **state_dict}
+
+    def _disagreeing_ties(self, state_dict: Arrays) -> list[str]:
+        return [
+            f'"{key}" and "{to}" are one array in the model, and the file has two different ones'
+            for key, to in self._tied.items()
+            if key in state_dict and to in state_dict and not same_bits(state_dict[key], state_dict[to])
+        ]
+
+    def _refused(self, state_dict: Arrays, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
+        fitting = {key: array for key, array in state_dict.items() if found[key] == shapes.get(key)}
+        return [sentence for rule in self.rules for sentence in rule.refused_arrays(fitting)]
+
+    def _check_leaves(self, leaves: Arrays) -> None:
+        claimed = set(self.paths)
+        lacking, loose = [p for p in self.paths if p not in leaves], [p for p in leaves if p not in claimed]
+        lines = [f"a rule names {path}, and there is no such leaf" for path in lacking]
+        lines += [
+            f'leaf {path} of shape {tuple(leaves[path].shape)} has no rule: add Rule("...", "{path}", "...")'
+            for path in loose
+        ]
+        lines += [f"did you mean {near} for {path}?" for path, near in near_names(lacking, loose).items()]
+        if lines:
+            raise BindingError("the rules do not fit the leaves:\n\t" + "\n\t".join(lines))
+
+
+def matches(key: str, patterns: Sequence[str]) -> bool:
+    """True if a key matches one of these shell patterns, in which `*` crosses dots."""
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def array_shape(array: Any) -> tuple[int, ...] | None:
+    """The shape of anything array-like, None of anything else."""
+    shape = getattr(array, "shape", None)
+    return None if shape is None else tuple(int(n) for n in shape)
+
+
+def _trains(rule: AnyRule) -> bool:
+    return isinstance(rule, Sum) or (isinstance(rule, Rule) and not rule.buffer)
+
+
+def _keys_in_order(rules: Sequence[AnyRule]) -> tuple[str, ...]:
+    return tuple(registration_order([family for rule in rules for family in _families(rule)]))
+
+
+def _families(rule: AnyRule) -> list[tuple[str, Mapping[str, Sequence[str | int]]]]:
+    if isinstance(rule, Rule):
+        return [(rule.key, dict(rule.names))]
+    if isinstance(rule, Sum):
+        return [family for part in rule.parts for family in _families(part)]
+    return [] if isinstance(rule, JaxOnly) else [(rule.key, rule.axes)]
+
+
+def _claimed_twice(what: str, rules: Sequence[AnyRule], claims: Any) -> list[str]:
+    counts = Counter(name for rule in rules for name in claims(rule))
+    return [
+        f'{what} "{name}" is claimed by ' + " and by ".join(str(r) for r in rules if name in claims(r))
+        for name, count in counts.items()
+        if count > 1
+    ]
+
+
+def _loose_ties(rules: Sequence[AnyRule]) -> list[str]:
+    written = {key for rule in rules if not isinstance(rule, Tied) for key in rule.keys}
+    return [
+        f'"{key}" is tied to "{to}", which no rule writes'
+        for rule in rules
+        if isinstance(rule, Tied)
+        for key, to in rule.pairs
+        if to not in written
+    ]
+
+
+def _is_ordered(state_dict: Arrays) -> bool:
+    return not hasattr(state_dict, "_safetensors_metadata")
+
+
+def _merged_order(keys: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
+    """The keys in the order in which a file has them; each that it lacks stays behind its predecessor."""
+    here, behind, last = set(found), {}, None
+    for key in keys:
+        behind.setdefault(last, []).append(key) if key not in here else None
+        last = key if key in here else last
+    known = set(keys)
+    rows = ([key, *behind.get(key, [])] for key in found if key in known)
+    return tuple(key for row in [behind.get(None, []), *rows] for key in row)
+
+
+def _row(rule: AnyRule) -> tuple[str, str, str, str, str]:
+    match rule:
+        case Rule():
+            kind = "buffer " if rule.buffer else ""
+            shape = "" if rule.shape is None else str(rule.shape)
+            return rule.key, rule.path, kind + rule.pattern, shape, rule.dtype or ""
+        case Tied():
+            return rule.key, "", f"tied to {rule.to}", "", ""
+        case TorchOnly():
+            kind = "counter" if rule.counter else "constant"
+            return rule.key, "", f"torch only, {kind}", str(tuple(rule.value.shape)), str(rule.value.dtype)
+        case JaxOnly():
+            return "", rule.path, f"jax only, {rule.value}", str(rule.shape or ""), rule.dtype or ""
+        case Sum():
+            first = rule.parts[0]
+            keys, paths = (
+                " + ".join(dict.fromkeys(getattr(part, side) for part in rule.parts))
+                for side in ("key", "path")
+            )
+            return keys, paths, f"sum (lossy), {first.pattern}", str(first.shape or ""), first.dtype or ""

@@ -1,0 +1,236 @@
+"""Rule: one sentence of a Binding. It pairs torch keys with pytree paths, through a Layout.
+
+An axis of an array on one side may be an index in a name on the other: the three projections that torch
+keeps in one `in_proj_weight`, the layers that JAX stacks into one leaf. So keys and paths are templates,
+and `{axis}` in one of them is an axis like any other: names and array together make one Layout.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxstate.errors import BindingError, LayoutError
+from jaxstate.layout import Layout, insert_axis
+from jaxstate.template import fill, holes, names
+
+Arrays = Mapping[str, Any]
+
+
+class Entry:
+    """The answers of a rule that has nothing to say."""
+
+    keys: tuple[str, ...] = ()
+    paths: tuple[str, ...] = ()
+    shapes: Mapping[str, tuple[int, ...]] = {}
+
+    def state_dict(self, leaves: Arrays) -> dict[str, Any]:
+        """torch's arrays of these leaves."""
+        return {}
+
+    def leaves(self, state_dict: Arrays) -> dict[str, Any]:
+        """The leaves of these torch arrays."""
+        return {}
+
+    def of(self, leaves: Arrays) -> Any:
+        """This rule with its leaves' shape and dtype."""
+        return self
+
+    def like(self, state_dict: Arrays) -> Any:
+        """This rule with what a file says and no leaf can hold."""
+        return self
+
+    def refused_arrays(self, state_dict: Arrays) -> list[str]:
+        """A sentence for each torch array whose value the model cannot take."""
+        return []
+
+    def refused_leaves(self, leaves: Arrays) -> list[str]:
+        """A sentence for each leaf whose value torch has no place for."""
+        return []
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Rule(Entry):
+    """Pair torch keys with pytree paths: a bijection of keys, paths and elements.
+
+    Args:
+        key: torch's dotted key; `{axis}` holes are axes that live in the name.
+        path: the leaf's dotted path in the pytree, with holes likewise.
+        pattern: the array's layout, JAX axes left. An axis of a hole stands here on the other side only.
+        buffer: True for a torch buffer, which no optimizer has an id for.
+        shape, dtype: of each leaf, where known; `of` fills them in.
+        **axes: for an axis in a name the values it takes there, in order; for a part of a merged
+            axis its length.
+
+    Raises:
+        LayoutError: axes that do not stand exactly once on each side, names and array counted together.
+        BindingError: a hole without values, or values that repeat.
+
+    >>> rule = Rule("in_proj_weight", "{qkv}.kernel", "d n k -> (qkv n k) d", qkv=("query", "key", "value"))
+    >>> leaves = {path: np.random.rand(8, 2, 4) for path in rule.paths}
+    >>> back = rule.of(leaves).leaves(rule.state_dict(leaves))
+    >>> all(np.array_equal(back[path], leaves[path]) for path in rule.paths)
+    True
+    """
+
+    key: str
+    path: str
+    pattern: str
+    names: tuple[tuple[str, tuple[str | int, ...]], ...]
+    sizes: tuple[tuple[str, int], ...]
+    buffer: bool
+    shape: tuple[int, ...] | None
+    dtype: str | None
+    layout: Layout = field(compare=False)
+
+    def __init__(
+        self,
+        key: str,
+        path: str,
+        pattern: str,
+        *,
+        buffer: bool = False,
+        shape: Sequence[int] | None = None,
+        dtype: Any = None,
+        **axes: int | Iterable[str | int],
+    ):
+        values = {axis: tuple(v) for axis, v in axes.items() if isinstance(v, Iterable)}
+        sizes = {axis: v for axis, v in axes.items() if not isinstance(v, Iterable)}
+        _check_holes(key, path, values)
+        for name, value in dict(
+            key=key,
+            path=path,
+            pattern=" ".join(pattern.split()),
+            names=tuple(values.items()),
+            sizes=tuple(sorted(sizes.items())),
+            buffer=buffer,
+            shape=None if shape is None else tuple(int(n) for n in shape),
+            dtype=None if dtype is None else str(np.dtype(dtype)),
+            layout=_whole(key, path, pattern, {**sizes, **{axis: len(v) for axis, v in values.items()}}),
+        ).items():
+            object.__setattr__(self, name, value)
+
+    def __repr__(self) -> str:
+        axes = {**{axis: _compact(values) for axis, values in self.names}, **dict(self.sizes)}
+        options = {**axes, "buffer": True} if self.buffer else axes
+        extra = "".join(f", {name}={value!r}" for name, value in options.items())
+        return f'Rule("{self.key}", "{self.path}", "{self.pattern}"{extra})'
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Every torch key, the holes filled in."""
+        return tuple(names(self.key, dict(self.names)))
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every leaf's path, the holes filled in."""
+        return tuple(names(self.path, dict(self.names)))
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """torch's shape for each key. Raises BindingError while the leaf's own shape is not known."""
+        if self.shape is None:
+            raise BindingError(f"{self!r} does not know its shape: Binding.of(leaves) tells it")
+        shape = self.layout.shape((*self._lengths(self.path), *self.shape))
+        return dict.fromkeys(self.keys, shape[len(self._lengths(self.key)) :])
+
+    def state_dict(self, leaves: Arrays) -> dict[str, Any]:
+        """torch's arrays of these leaves: numpy, jax or traced. They may share memory with the leaves."""
+        return self._move(leaves, self.path, self.key, self.layout)
+
+    def leaves(self, state_dict: Arrays) -> dict[str, Any]:
+        """The leaves of these torch arrays: the inverse of `state_dict`."""
+        return self._move(state_dict, self.key, self.path, self.layout.inverse)
+
+    def of(self, leaves: Arrays) -> "Rule":
+        """This rule with its leaves' shape and dtype; they may be abstract.
+
+        Raises:
+            BindingError: leaves of several shapes, or a shape that the layout does not take.
+        """
+        shapes = {tuple(leaves[path].shape) for path in self.paths}
+        if len(shapes) != 1:
+            raise BindingError(f"the leaves of {self!r} have several shapes: {sorted(shapes)}")
+        shape = shapes.pop()
+        try:
+            sizes = self.layout.sized((*self._lengths(self.path), *shape)).sizes
+        except LayoutError as error:
+            raise BindingError(f"{self!r} does not fit its leaf: {error}") from error
+        inner = {axis: size for axis, size in sizes if axis not in dict(self.names)}
+        return self._with(shape=shape, dtype=leaves[self.paths[0]].dtype, **inner)
+
+    def at(self, key: str, path: str) -> "Rule":
+        """This rule for a module that stands at a place: both names prefixed, dots included."""
+        return self._with(key=key + self.key, path=path + self.path)
+
+    def stacked(self, key: str, path: str, axis: str, values: Sequence[str | int], position: int) -> "Rule":
+        """This rule for a stack of modules: one more axis of the leaf is `{axis}` in the key's prefix.
+
+        >>> Rule("weight", "kernel", "i o -> o i").stacked("h.{l}.", "h.", "l", range(12), 0)
+        Rule("h.{l}.weight", "h.kernel", "l i o -> o i", l=range(0, 12))
+        """
+        pattern = insert_axis(self.pattern, axis, position)
+        changes = {axis: tuple(values), "shape": None}
+        return self._with(key=key + self.key, path=path + self.path, pattern=pattern, **changes)
+
+    def _with(self, **changes: Any) -> "Rule":
+        given = {name: getattr(self, name) for name in ("key", "path", "pattern", "buffer", "shape", "dtype")}
+        return Rule(**{**given, **dict(self.names), **dict(self.sizes), **changes})
+
+    def _lengths(self, template: str) -> list[int]:
+        """The lengths of the axes that live in this name and not in the other: they are stacked."""
+        shared = set(holes(self.key)) & set(holes(self.path))
+        return [len(dict(self.names)[axis]) for axis in holes(template) if axis not in shared]
+
+    def _move(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, Any]:
+        values = dict(self.names)
+        shared = [axis for axis in holes(source) if axis in holes(target)]
+        inner, outer = self._lengths(source), self._lengths(target)
+        moved = {}
+        for row in product(*(values[axis] for axis in shared)):
+            here = dict(zip(shared, row, strict=True))
+            stack = _stack([arrays[name] for name in names(fill(source, here), values)], inner)
+            parts = _unstack(layout(stack), outer)
+            moved |= zip(names(fill(target, here), values), parts, strict=True)
+        return moved
+
+
+def _whole(key: str, path: str, pattern: str, sizes: Mapping[str, Any]) -> Layout:
+    """The layout of names and array together: holes of the path, then JAX axes -> holes of the key, ..."""
+    left, arrow, right = pattern.partition("->")
+    shared = set(holes(key)) & set(holes(path))
+    inner, outer = (" ".join(axis for axis in holes(side) if axis not in shared) for side in (path, key))
+    own = {axis: size for axis, size in sizes.items() if axis not in shared}
+    return Layout(f"{inner} {left} {arrow} {outer} {right}", **own)
+
+
+def _check_holes(key: str, path: str, values: Mapping[str, tuple[str | int, ...]]) -> None:
+    rule = f'Rule("{key}", "{path}")'
+    for axis in {*holes(key), *holes(path)} - set(values):
+        raise BindingError(f"{rule}: {{{axis}}} has no values; say {axis}=range(...) or {axis}=(...)")
+    for axis, row in values.items():
+        if axis not in {*holes(key), *holes(path)}:
+            raise BindingError(
+                f"{rule}: {axis}={_compact(row)!r} is no hole of either name; a length is an int"
+            )
+        if len({str(value) for value in row}) < len(row):
+            raise BindingError(f"{rule}: {axis}={row!r} has a value twice")
+
+
+def _stack(arrays: list[Any], lengths: list[int]) -> Any:
+    if not lengths:
+        return arrays[0]
+    stack = jnp.stack if any(isinstance(array, jax.Array) for array in arrays) else np.stack
+    return stack(arrays).reshape(*lengths, *arrays[0].shape)
+
+
+def _unstack(array: Any, lengths: list[int]) -> list[Any]:
+    return [array[index] for index in np.ndindex(*lengths)] if lengths else [array]
+
+
+def _compact(values: tuple[str | int, ...]) -> range | tuple[str | int, ...]:
+    return range(len(values)) if values == tuple(range(len(values))) else values

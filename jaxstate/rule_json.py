@@ -1,0 +1,100 @@
+"""Rules as JSON values and back, so that a checkpoint can carry the Binding it was written with."""
+
+import base64
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import ml_dtypes  # noqa: F401  (teaches numpy the names "bfloat16", "float8_e4m3fn", ...)
+import numpy as np
+
+from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
+from jaxstate.errors import BindingError
+from jaxstate.rule import Rule
+
+
+def rule_to_json(rule: Any) -> dict[str, Any]:
+    """A rule as a dictionary of JSON values, with its kind.
+
+    >>> rule = Rule("fc.weight", "fc.kernel", "i o -> o i", shape=(2, 3), dtype="float32")
+    >>> rule_from_json(rule_to_json(rule)) == rule
+    True
+    """
+    kind = type(rule).__name__
+    match rule:
+        case Rule():
+            shown = ("key", "path", "pattern", "buffer", "shape", "dtype")
+            axes = {**{a: list(v) for a, v in rule.names}, **dict(rule.sizes)}
+            return {"kind": kind, **{name: getattr(rule, name) for name in shown}, "axes": axes}
+        case Tied():
+            return {"kind": kind, "key": rule.key, "to": rule.to, "axes": _lists(rule.axes)}
+        case TorchOnly():
+            value, kept = _array_to_json(rule.value), _arrays_to_json(rule.kept)
+            known = {"key": rule.key, "counter": rule.counter, "axes": _lists(rule.axes)}
+            return {"kind": kind, **known, "value": value, "kept": kept}
+        case JaxOnly():
+            return {"kind": kind, **asdict(rule)}
+        case Sum():
+            parts = [rule_to_json(part) for part in rule.parts]
+            return {"kind": kind, "parts": parts, "zeros": rule.zeros, "kept": _arrays_to_json(rule.kept)}
+    raise BindingError(f"{rule!r} is no rule")
+
+
+def rule_from_json(value: Mapping[str, Any]) -> Any:
+    """The rule that `rule_to_json` described.
+
+    Raises:
+        BindingError: a kind that is none of ours, or fields that make no rule.
+    """
+    fields = dict(value)
+    kind = fields.pop("kind", None)
+    try:
+        return _READERS[kind](fields)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BindingError(f"this is not the JSON of a rule: {error!r} in {value!r}") from error
+
+
+_READERS = {
+    "Rule": lambda f: Rule(f["key"], f["path"], f["pattern"], **_known(f), **f["axes"]),
+    "Tied": lambda f: Tied(f["key"], f["to"], _tuples(f["axes"])),
+    "TorchOnly": lambda f: TorchOnly(
+        f["key"], _array_from_json(f["value"]), f["counter"], _tuples(f["axes"]), _arrays_from_json(f["kept"])
+    ),
+    "JaxOnly": lambda f: JaxOnly(f["path"], f["value"], f["shape"] and tuple(f["shape"]), f["dtype"]),
+    "Sum": lambda f: Sum(
+        tuple(rule_from_json(part) for part in f["parts"]),
+        tuple((part, start, stop) for part, start, stop in f["zeros"]),
+        _arrays_from_json(f["kept"]),
+    ),
+}
+
+
+def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: fields[name] for name in ("buffer", "shape", "dtype")}
+
+
+def _lists(axes: Mapping[str, Any]) -> dict[str, list[Any]]:
+    return {axis: list(values) for axis, values in axes.items()}
+
+
+def _tuples(axes: Mapping[str, Any]) -> dict[str, tuple[Any, ...]]:
+    return {axis: tuple(values) for axis, values in axes.items()}
+
+
+def _arrays_to_json(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _array_to_json(array) for key, array in arrays.items()}
+
+
+def _arrays_from_json(values: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {key: _array_from_json(value) for key, value in values.items()}
+
+
+def _array_to_json(array: Any) -> dict[str, Any]:
+    array = np.asarray(array)
+    data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+    return {"dtype": array.dtype.name, "shape": list(array.shape), "data": data}
+
+
+def _array_from_json(value: Mapping[str, Any]) -> np.ndarray:
+    data = np.frombuffer(base64.b64decode(value["data"], validate=True), np.dtype(value["dtype"]))
+    return data.reshape([int(n) for n in value["shape"]]).copy()
