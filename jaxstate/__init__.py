@@ -1,1 +1,14 @@
-"""Move weights and training between PyTorch and JAX."""
+"""Move weights and training between PyTorch and JAX: pure functions to and from torch's state_dict."""
+
+from jaxstate.binding import Binding as Binding
+from jaxstate.convert import bind as bind
+from jaxstate.convert import load_state_dict as load_state_dict
+from jaxstate.convert import state_dict as state_dict
+from jaxstate.declared import JaxOnly as JaxOnly
+from jaxstate.declared import Sum as Sum
+from jaxstate.declared import Tied as Tied
+from jaxstate.declared import TorchOnly as TorchOnly
+from jaxstate.errors import BindingError as BindingError
+from jaxstate.errors import StateDictError as StateDictError
+from jaxstate.layout import Layout as Layout
+from jaxstate.rule import Rule as Rule

@@ -7,7 +7,7 @@ side and `{key: array}` on torch's, and whatever is shaped like the parameters m
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -17,10 +17,11 @@ from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
 from jaxstate.errors import BindingError, Mismatch, StateDictError, near_names, quoted, size_mismatch
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
+from jaxstate.spectral import Spectral
 from jaxstate.table import table
 from jaxstate.template import registration_order
 
-AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum
+AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum | Spectral
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Comparison:
     unexpected_keys: tuple[str, ...] = ()
     mismatched: tuple[Mismatch, ...] = ()
     problems: tuple[str, ...] = ()
+    untouched_keys: tuple[str, ...] = ()  # the model's, outside the patterns asked for
+    ignored_keys: tuple[str, ...] = ()  # the file's, outside the patterns asked for
 
     def __bool__(self) -> bool:
         return not (self.missing_keys or self.unexpected_keys or self.mismatched or self.problems)
@@ -106,7 +109,7 @@ class Binding:
 
         A tied array goes by the key that is registered first, as in `Module.named_parameters`.
         """
-        trainable = {key for rule in self.rules if _trains(rule) for key in rule.keys}
+        trainable = {key for rule in self.rules for key in rule.trainable}
         first: dict[str, str] = {}
         for key in self.keys:
             if (target := self._tied.get(key, key)) in trainable:
@@ -131,13 +134,30 @@ class Binding:
         """
         if not (comparison := self.compare(state_dict)):
             raise comparison.error()
-        arrays = self._untied(state_dict)
-        return {path: leaf for rule in self.rules for path, leaf in rule.leaves(arrays).items()}
+        return dict(self.each_leaf(state_dict))
 
-    def compare(self, state_dict: Arrays) -> Comparison:
-        """What is missing, unexpected, misshapen or contradictory in a state_dict. Nothing is raised."""
+    def each_leaf(self, state_dict: Arrays) -> Iterator[tuple[str, Any]]:
+        """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory."""
+        arrays = self._untied(state_dict)
+        for rule in self.rules:
+            yield from rule.leaves(arrays).items()
+
+    def compare(self, state_dict: Arrays, only: str | Sequence[str] | None = None) -> Comparison:
+        """What is missing, unexpected, misshapen or contradictory in a state_dict. Nothing is raised.
+
+        Args:
+            state_dict: arrays by torch's keys.
+            only: patterns of keys to look at; the other keys of both sides are listed, not compared.
+        """
+        if only is not None:
+            part, patterns = self.only(only), [only] if isinstance(only, str) else list(only)
+            chosen = {key: array for key, array in state_dict.items() if matches(key, patterns)}
+            untouched = tuple(key for key in self.keys if not matches(key, patterns))
+            ignored = tuple(key for key in state_dict if key not in chosen)
+            return replace(part.compare(chosen), untouched_keys=untouched, ignored_keys=ignored)
         arrays, shapes = self._untied(state_dict), self.shapes
         free = {key for rule in self.rules if isinstance(rule, TorchOnly) for key in rule.keys}
+        free |= {key for key, to in self._tied.items() if to in free}
         found = {key: array_shape(array) for key, array in state_dict.items()}
         strange = [key for key in shapes if key in found and found[key] is None]
         return Comparison(
@@ -199,6 +219,36 @@ class Binding:
             raise BindingError(f"{quoted(patterns)} takes {ties[0]} without the key that it is tied to")
         return replace(self, rules=tuple(rules), order=tuple(key for key in self.order if key in keys))
 
+    def of_parameters(self) -> "Binding":
+        """The rules of what an optimizer trains: no buffers, nothing that is on one side only.
+
+        Gradients, moments and averages are shaped like the parameters, and move with this part.
+        """
+        keys = {key for rule in self.rules for key in rule.trainable}
+        rules = [rule.trained() for rule in self.rules if rule.trainable]
+        ties = [
+            rule for rule in self.rules if isinstance(rule, Tied) and {to for _, to in rule.pairs} <= keys
+        ]
+        kept = {key for rule in [*rules, *ties] for key in rule.keys}
+        return Binding((*rules, *ties), tuple(key for key in self.keys if key in kept))
+
+    @property
+    def versions(self) -> dict[str, Mapping[str, int]]:
+        """torch's `_metadata`: the version of every module that has entries, parents first.
+
+        Modules with running statistics are of version 2; only then does torch ask for their counter.
+        """
+        if self.metadata is not None:
+            return dict(self.metadata)
+        modules = {"": 1}
+        for key in self.keys:
+            parts = key.split(".")[:-1]
+            for stop in range(1, len(parts) + 1):
+                modules.setdefault(".".join(parts[:stop]), 1)
+            if key.endswith("num_batches_tracked"):
+                modules[".".join(parts)] = 2
+        return {module: {"version": version} for module, version in modules.items()}
+
     def to_json(self) -> str:
         """This Binding as JSON text; `Binding.from_json` reads it.
 
@@ -226,7 +276,10 @@ class Binding:
         return hash(self.keys)
 
     def __str__(self) -> str:
-        return table(("torch key", "path", "layout", "shape", "dtype"), [_row(rule) for rule in self.rules])
+        return table(
+            ("torch key", "path", "layout", "shape", "dtype"),
+            [row for rule in self.rules for row in rule.rows],
+        )
 
     __repr__ = __str__
 
@@ -274,20 +327,8 @@ def array_shape(array: Any) -> tuple[int, ...] | None:
     return None if shape is None else tuple(int(n) for n in shape)
 
 
-def _trains(rule: AnyRule) -> bool:
-    return isinstance(rule, Sum) or (isinstance(rule, Rule) and not rule.buffer)
-
-
 def _keys_in_order(rules: Sequence[AnyRule]) -> tuple[str, ...]:
-    return tuple(registration_order([family for rule in rules for family in _families(rule)]))
-
-
-def _families(rule: AnyRule) -> list[tuple[str, Mapping[str, Sequence[str | int]]]]:
-    if isinstance(rule, Rule):
-        return [(rule.key, dict(rule.names))]
-    if isinstance(rule, Sum):
-        return [family for part in rule.parts for family in _families(part)]
-    return [] if isinstance(rule, JaxOnly) else [(rule.key, rule.axes)]
+    return tuple(registration_order([family for rule in rules for family in rule.families]))
 
 
 def _claimed_twice(what: str, rules: Sequence[AnyRule], claims: Any) -> list[str]:
@@ -323,25 +364,3 @@ def _merged_order(keys: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:
     known = set(keys)
     rows = ([key, *behind.get(key, [])] for key in found if key in known)
     return tuple(key for row in [behind.get(None, []), *rows] for key in row)
-
-
-def _row(rule: AnyRule) -> tuple[str, str, str, str, str]:
-    match rule:
-        case Rule():
-            kind = "buffer " if rule.buffer else ""
-            shape = "" if rule.shape is None else str(rule.shape)
-            return rule.key, rule.path, kind + rule.pattern, shape, rule.dtype or ""
-        case Tied():
-            return rule.key, "", f"tied to {rule.to}", "", ""
-        case TorchOnly():
-            kind = "counter" if rule.counter else "constant"
-            return rule.key, "", f"torch only, {kind}", str(tuple(rule.value.shape)), str(rule.value.dtype)
-        case JaxOnly():
-            return "", rule.path, f"jax only, {rule.value}", str(rule.shape or ""), rule.dtype or ""
-        case Sum():
-            first = rule.parts[0]
-            keys, paths = (
-                " + ".join(dict.fromkeys(getattr(part, side) for part in rule.parts))
-                for side in ("key", "path")
-            )
-            return keys, paths, f"sum (lossy), {first.pattern}", str(first.shape or ""), first.dtype or ""

@@ -43,6 +43,14 @@ class Tied(Entry):
         return tuple(names(self.key, self.axes))
 
     @property
+    def families(self) -> list[tuple[str, Values]]:
+        return [(self.key, self.axes)]
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        return [(self.key, "", f"tied to {self.to}", "", "")]
+
+    @property
     def pairs(self) -> tuple[tuple[str, str], ...]:
         """Each additional key beside the key that it repeats."""
         return tuple(zip(self.keys, names(self.to, self.axes), strict=True))
@@ -85,6 +93,15 @@ class TorchOnly(Entry):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return dict.fromkeys(self.keys, np.shape(self.value))
+
+    @property
+    def families(self) -> list[tuple[str, Values]]:
+        return [(self.key, self.axes)]
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        kind = "counter" if self.counter else "constant"
+        return [(self.key, "", f"torch only, {kind}", str(self.value.shape), str(self.value.dtype))]
 
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         return {key: np.array(self.kept.get(key, self.value)) for key in self.keys}
@@ -130,6 +147,10 @@ class JaxOnly(Entry):
     @property
     def paths(self) -> tuple[str, ...]:
         return (self.path,)
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        return [("", self.path, f"jax only, {self.value}", str(self.shape or ""), self.dtype or "")]
 
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         return {self.path: np.full(self.shape or (), self.value, self.dtype)}
@@ -185,6 +206,22 @@ class Sum(Entry):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         return {key: shape for part in self.parts for key, shape in part.shapes.items()}
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        return self.keys
+
+    @property
+    def families(self) -> list[tuple[str, Values]]:
+        return [family for part in self.parts for family in part.families]
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        return [
+            (key, path, f"sum (lossy), {layout}", *rest)
+            for part in self.parts
+            for key, path, layout, *rest in part.rows
+        ]
 
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         if self.kept and all(same_bits(leaf, leaves[path]) for path, leaf in self.leaves(self.kept).items()):

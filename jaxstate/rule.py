@@ -27,6 +27,9 @@ class Entry:
     keys: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = {}
+    trainable: tuple[str, ...] = ()  # the keys that an optimizer has ids for
+    families: Sequence[tuple[str, Mapping[str, Sequence[str | int]]]] = ()  # the templates of its keys
+    rows: Sequence[tuple[str, ...]] = ()  # as a table shows it: key, path, layout, shape, dtype
 
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         """torch's arrays of these leaves."""
@@ -42,6 +45,10 @@ class Entry:
 
     def like(self, state_dict: Arrays) -> Any:
         """This rule with what a file says and no leaf can hold."""
+        return self
+
+    def trained(self) -> Any:
+        """The part of this rule that an optimizer trains."""
         return self
 
     def refused_arrays(self, state_dict: Arrays) -> list[str]:
@@ -137,6 +144,19 @@ class Rule(Entry):
             raise BindingError(f"{self!r} does not know its shape: Binding.of(leaves) tells it")
         shape = self.layout.shape((*self._lengths(self.path), *self.shape))
         return dict.fromkeys(self.keys, shape[len(self._lengths(self.key)) :])
+
+    @property
+    def trainable(self) -> tuple[str, ...]:
+        return () if self.buffer else self.keys
+
+    @property
+    def families(self) -> list[tuple[str, Mapping[str, Sequence[str | int]]]]:
+        return [(self.key, dict(self.names))]
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        shape = "" if self.shape is None else str(self.shape)
+        return [(self.key, self.path, "buffer " * self.buffer + self.pattern, shape, self.dtype or "")]
 
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         """torch's arrays of these leaves: numpy, jax or traced. They may share memory with the leaves."""

@@ -11,6 +11,7 @@ import numpy as np
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError
 from jaxstate.rule import Rule
+from jaxstate.spectral import Spectral
 
 
 def rule_to_json(rule: Any) -> dict[str, Any]:
@@ -37,6 +38,10 @@ def rule_to_json(rule: Any) -> dict[str, Any]:
         case Sum():
             parts = [rule_to_json(part) for part in rule.parts]
             return {"kind": kind, "parts": parts, "zeros": rule.zeros, "kept": _arrays_to_json(rule.kept)}
+        case Spectral():
+            parts = {"weight": rule_to_json(rule.weight), "u": rule_to_json(rule.u)}
+            kept = _arrays_to_json(rule.kept)
+            return {"kind": kind, **parts, "v": rule.v, "sigma": rule.sigma, "kept": kept}
     raise BindingError(f"{rule!r} is no rule")
 
 
@@ -65,6 +70,9 @@ _READERS = {
         tuple(rule_from_json(part) for part in f["parts"]),
         tuple((part, start, stop) for part, start, stop in f["zeros"]),
         _arrays_from_json(f["kept"]),
+    ),
+    "Spectral": lambda f: Spectral(
+        rule_from_json(f["weight"]), rule_from_json(f["u"]), f["v"], f["sigma"], _arrays_from_json(f["kept"])
     ),
 }
 

@@ -1,0 +1,24 @@
+"""What a caller may say to `bind` where a model alone does not tell."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read a model; the arguments of `jaxstate.bind`, by the same names."""
+
+    inputs: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    rules: Sequence[Any] = ()
+    layers: Mapping[type, Callable[[Any], Sequence[Any]]] = field(default_factory=dict)
+    attention: str | None = None
+    multilayer: Sequence[str] = ()
+    stacked: Mapping[str, int] = field(default_factory=dict)
+    flatten: Mapping[str, tuple[int, ...]] | None = None
+
+    @property
+    def packed(self) -> bool | None:
+        """Whether attention is read as torch's packed module; None if the shapes decide."""
+        return {None: None, "packed": True, "separate": False}[self.attention]

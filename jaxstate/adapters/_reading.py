@@ -1,0 +1,175 @@
+"""From what an adapter reads in a model to the Rules of its Binding.
+
+An adapter answers with a list of `Layer` (a module whose kind is known, with its rules) and `Leaf` (an array
+of a module that is not), in torch's order of registration. What does not depend on the library is done
+here: rules that the caller gave, stacked layers, tied modules, and the refusal of what is not known.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxstate.adapters._options import Options
+from jaxstate.adapters._stacks import Stacks, find_stacks
+from jaxstate.binding import AnyRule
+from jaxstate.declared import JaxOnly, Sum, Tied
+from jaxstate.errors import BindingError
+from jaxstate.rule import Rule
+
+Key = tuple[str, ...]
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that is known: all leaves below it have rules.
+
+    Attributes:
+        key: the module's name in torch, its parts.
+        path: what stands before each leaf's name, with the last dot; "" if the rules' paths are whole.
+        kind: "linear", "conv", "norm", ...: what it is to its neighbours.
+        rules: between keys and paths relative to the module.
+        expected: each leaf's shape as the module declares it, without stacked axes.
+        actual: each leaf's shape as it is.
+        same_as: the key under which the very same module stood before, if it did.
+    """
+
+    key: Key
+    path: str
+    kind: str
+    rules: Sequence[AnyRule]
+    expected: Shapes
+    actual: Shapes
+    same_as: Key | None = None
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """An array of a module that is not known.
+
+    Attributes:
+        key: the array's name in torch, its parts.
+        path: its path.
+        shape: as it is.
+        owner: the class of the module that holds it.
+        buffer: True if no optimizer trains it.
+        same_as: the key under which the very same array stood before, if it did.
+    """
+
+    key: Key
+    path: str
+    shape: tuple[int, ...]
+    owner: str
+    buffer: bool = False
+    same_as: Key | None = None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an adapter found in a model.
+
+    Attributes:
+        found: layers and other arrays, in torch's order of registration.
+        leaves: every leaf by its path; abstract is enough.
+        call: the model as a pure function of its flat leaves, for tracing; None where it has no call.
+    """
+
+    found: Sequence[Layer | Leaf]
+    leaves: Mapping[str, Any]
+    call: Callable[..., Any] | None = None
+
+
+def rules_of(found: Sequence[Layer | Leaf], options: Options) -> list[AnyRule]:
+    """The rules of a whole model, in torch's order of registration.
+
+    Raises:
+        BindingError: leaves whose layout is not known, with the Rules to paste; stacks that can be read
+            in several ways; rules of the caller that name no leaf.
+    """
+    given = _Given(options.rules)
+    stacks = find_stacks([part for part in found if isinstance(part, Layer)], options.stacked)
+    rules, unknown = [], []
+    for part in found:
+        own = _layer_rules(part, stacks) if isinstance(part, Layer) else _leaf_rules(part, stacks)
+        replaced = [rule for rule in own or () if not given.claims(rule)]
+        rules += [*given.rules_for(_paths(part)), *replaced]
+        if own is None and not given.has(part.path):
+            unknown.append(part)
+    if unknown:
+        raise BindingError(_unknown(unknown))
+    return rules + given.rest()
+
+
+def _layer_rules(layer: Layer, stacks: Stacks) -> list[AnyRule]:
+    placed = [stacks.place(rule, layer.key, layer.path) for rule in layer.rules]
+    if layer.same_as is None:
+        return placed
+    first = [stacks.place(rule, layer.same_as, layer.path) for rule in layer.rules]
+    return [tie for new, old in zip(placed, first, strict=True) for tie in _ties(new, old)]
+
+
+def _leaf_rules(leaf: Leaf, stacks: Stacks) -> list[AnyRule] | None:
+    """An array without axes, or with one, has one layout; of any other it cannot be known."""
+    rank = len(leaf.shape) - stacks.depth(leaf.key)
+    if leaf.same_as is not None:
+        return [Tied(".".join(leaf.key), ".".join(leaf.same_as))]
+    if rank > 1:
+        return None
+    rule = Rule(leaf.key[-1], "", "a -> a" if rank else "->", buffer=leaf.buffer)
+    return [stacks.place(rule, leaf.key[:-1], leaf.path)]
+
+
+def _ties(new: Any, old: Any) -> list[Tied]:
+    if isinstance(new, JaxOnly):
+        return []
+    if isinstance(new, Sum):
+        return [tie for pair in zip(new.parts, old.parts, strict=True) for tie in _ties(*pair)]
+    axes = dict(new.names) if isinstance(new, Rule) else new.axes
+    return [Tied(new.key, old.key, axes)]
+
+
+def _paths(part: Layer | Leaf) -> list[str]:
+    return [part.path] if isinstance(part, Leaf) else [part.path + name for name in part.actual]
+
+
+@dataclass
+class _Given:
+    """The caller's own rules; each is taken up where the first of its leaves is registered."""
+
+    rules: Sequence[AnyRule]
+    taken: set[int] = field(default_factory=set)
+
+    def __post_init__(self):
+        self.owner = {path: n for n, rule in enumerate(self.rules) for path in rule.paths}
+
+    def has(self, path: str) -> bool:
+        return path in self.owner
+
+    def claims(self, rule: AnyRule) -> bool:
+        return any(path in self.owner for path in rule.paths)
+
+    def rules_for(self, paths: Sequence[str]) -> list[AnyRule]:
+        numbers = dict.fromkeys(self.owner[path] for path in paths if path in self.owner)
+        new = [n for n in numbers if n not in self.taken]
+        self.taken |= set(new)
+        return [self.rules[n] for n in new]
+
+    def rest(self) -> list[AnyRule]:
+        return [rule for n, rule in enumerate(self.rules) if n not in self.taken]
+
+
+def _unknown(leaves: Sequence[Leaf]) -> str:
+    lines = [
+        f"{leaf.path} of shape {leaf.shape} in {leaf.owner}: its layout is not known. Paste and adapt:\n"
+        f'\t\tRule("{".".join(leaf.key)}", "{leaf.path}", "{_axes(leaf)} -> {_axes(leaf)}")  # JAX -> torch'
+        for leaf in leaves
+    ]
+    more = (
+        "pass them as js.bind(model, rules=[...]), or give a class its rules: "
+        "js.bind(model, layers={Class: lambda module: [Rule(...), ...]})"
+    )
+    return "cannot bind without a guess:\n\t" + "\n\t".join([*lines, more])
+
+
+def _axes(leaf: Leaf) -> str:
+    return " ".join("abcdefgh"[: len(leaf.shape)])

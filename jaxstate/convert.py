@@ -1,0 +1,253 @@
+"""torch's two methods as pure functions, `state_dict` and `load_state_dict`, and `bind` between them.
+
+`js.load_state_dict(model, sd)` is `torch.nn.Module.load_state_dict` unbound, and without the mutation.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxstate.adapters import adapter_of
+from jaxstate.adapters._flattening import with_flattens
+from jaxstate.adapters._options import Options
+from jaxstate.adapters._reading import rules_of
+from jaxstate.binding import AnyRule, Binding, matches
+from jaxstate.errors import BindingError, StateDictError, quoted
+from jaxstate.foreign import as_numpy, dtype_of
+from jaxstate.placement import narrows, owned, place
+
+
+def bind(
+    model: Any,
+    *inputs: Any,
+    like: Mapping[str, Any] | None = None,
+    rules: Sequence[AnyRule] = (),
+    layers: Mapping[type, Callable[[Any], Sequence[AnyRule]]] | None = None,
+    attention: str | None = None,
+    multilayer: str | Sequence[str] = (),
+    stacked: Mapping[str, int] | None = None,
+    flatten: Mapping[str, tuple[int, ...]] | None = None,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Binding:
+    """Read a model: which torch key each of its leaves has, in which layout, in torch's order.
+
+    Layouts come from the types of the live modules, never from ranks or sizes. Nothing is computed: the
+    model and the inputs may be abstract (`nnx.eval_shape`, `jax.ShapeDtypeStruct`).
+
+    Args:
+        model: an NNX module, or a Linen module (unbound) with example inputs.
+        *inputs: example inputs of the model's call, with which it is traced. They tell a Linen module's
+            layers, and where a model flattens images, whose axes torch has in another order.
+        like: a state_dict of the same model, for what only a file knows (`Binding.like`).
+        rules: Rules for single leaves, in place of what would be read; paths from the model's root.
+        layers: for a class of modules, a function from such a module to its Rules, names relative to it.
+        attention: "packed" for torch.nn.MultiheadAttention, "separate" for four Linear layers; by default
+            the first where torch's module can hold the weights.
+        multilayer: names (patterns) of lists of RNNs that are the layers of one torch RNN, LSTM or GRU.
+        stacked: for a scanned or vmapped module which axis of its leaves counts the layers, where shapes
+            do not tell.
+        flatten: for a layer that reads a flattened image, the image's `(C, H, W)`; `{}` says there is none.
+        kwargs: keyword arguments of the model's call.
+
+    Raises:
+        BindingError: what cannot be known is listed with the Rule or argument to pass.
+
+    >>> from flax import nnx
+    >>> print(bind(nnx.Linear(3, 5, rngs=nnx.Rngs(0))))
+    torch key  path    layout      shape   dtype
+    ---------  ------  ----------  ------  -------
+    weight     kernel  i o -> o i  (3, 5)  float32
+    bias       bias    o -> o      (5,)    float32
+    """
+    options = Options(
+        inputs=inputs,
+        kwargs=dict(kwargs or {}),
+        rules=tuple(rules),
+        layers=dict(layers or {}),
+        attention=attention,
+        multilayer=(multilayer,) if isinstance(multilayer, str) else tuple(multilayer),
+        stacked=dict(stacked or {}),
+        flatten=flatten,
+    )
+    reading = adapter_of(model).read(model, options)
+    read = with_flattens(rules_of(reading.found, options), reading, options)
+    binding = Binding(tuple(read)).of(reading.leaves)
+    return binding if like is None else binding.like(like)
+
+
+def state_dict(
+    model: Any,
+    binding: Binding | None = None,
+    *,
+    prefix: str = "",
+    destination: Mapping[str, Any] | None = None,
+    recurse: bool = True,
+) -> "OrderedDict[str, np.ndarray]":
+    """A model's parameters and buffers under torch's keys, in torch's order, layouts and shapes.
+
+    The arrays are numpy, contiguous, writable, and share memory with nothing, except that tied keys hold
+    one array. As in torch, the result carries `_metadata` with the modules' versions.
+
+    Args:
+        model: an NNX module, a Linen model's variables, or any pytree that the binding fits: gradients,
+            moments, averages. A tree of the parameters alone gives the parameters alone.
+        binding: needed where the model does not tell its layers.
+        prefix: put before every key.
+        destination: entries to put in front, as when two models are saved in one; it is not changed.
+        recurse: False for the model's own entries without those of its submodules.
+
+    Raises:
+        BindingError: leaves that do not fit the binding, or hold what torch has no place for.
+    """
+    leaves = adapter_of(model).leaves(model)
+    binding = _fitting(binding or bind(model), leaves)
+    if refused := [line for rule in binding.rules for line in rule.refused_leaves(leaves)]:
+        raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
+    arrays = _owned_arrays(binding, {path: np.asarray(leaf) for path, leaf in leaves.items()})
+    entries = {prefix + key: array for key, array in arrays.items() if recurse or "." not in key}
+    if taken := sorted(set(entries) & set(destination or ())):
+        raise BindingError(f"destination has these keys already: {quoted(taken)}; give another prefix")
+    return _with_metadata({**(destination or {}), **entries}, destination, binding, prefix)
+
+
+def load_state_dict(
+    model: Any,
+    state_dict: Mapping[str, Any],
+    binding: Binding | None = None,
+    *,
+    strict: bool = True,
+    only: str | Sequence[str] | None = None,
+    prefix: str = "",
+    cast: bool = False,
+) -> Any:
+    """A new model with the values of a state_dict, placed and typed like `model`.
+
+    Args:
+        model: the template: an NNX module, a Linen model's variables, any pytree. Its leaves may be
+            abstract or sharded; each process then reads its own slices only.
+        state_dict: arrays by torch's keys; numpy, jax, or torch tensors.
+        binding: needed where the model does not tell its layers.
+        strict: False to ignore unexpected keys, and to keep the model's own values for missing ones.
+        only: patterns of keys to load; the rest of the model stays as it is, the rest of the file is
+            not looked at (`Binding.compare(state_dict, only)` lists both).
+        prefix: load the entries below this prefix, as of a submodule; others are not looked at.
+        cast: accept that values are rounded to the model's dtype.
+
+    Returns:
+        a model of the same type. `nnx.update(model, nnx.state(new))` puts it into a live NNX module.
+
+    Raises:
+        StateDictError: everything that is missing, unexpected, misshapen, contradictory or would be
+            rounded, at once, in torch's words. Shapes must fit even if not strict.
+        BindingError: a binding that does not fit the model.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
+    adapter = adapter_of(model)
+    leaves = adapter.leaves(model)
+    binding = _fitting(binding or bind(model), leaves)
+    part = binding if only is None else binding.only(only)
+    arrays = _chosen(state_dict, prefix, only)
+    if not strict:
+        arrays = _completed(part, arrays, leaves)
+    _check(part, arrays, leaves, cast, type(model).__name__)
+    new = {path: place(np.asarray(leaf), leaves[path]) for path, leaf in part.each_leaf(arrays)}
+    _check_values(leaves, new, adapter.without_values(model))
+    return adapter.with_leaves(model, new)
+
+
+def _fitting(binding: Binding, leaves: Mapping[str, Any]) -> Binding:
+    """The binding of all leaves; or of the parameters, if the tree holds just these."""
+    parameters = binding.of_parameters()
+    if set(leaves) == set(parameters.paths):
+        return parameters.of(leaves)
+    return binding.of(leaves)
+
+
+def _owned_arrays(binding: Binding, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Every array in memory of its own; keys that are tied keep sharing theirs."""
+    copies: dict[int, np.ndarray] = {}
+    arrays = binding.state_dict(leaves)
+    return {key: copies.setdefault(id(array), owned(array)) for key, array in arrays.items()}
+
+
+def _with_metadata(
+    entries: Mapping[str, Any], destination: Any, binding: Binding, prefix: str
+) -> "OrderedDict[str, np.ndarray]":
+    result = OrderedDict(entries)
+    before = getattr(destination, "_metadata", {})
+    own = {(prefix + name).removesuffix("."): dict(value) for name, value in binding.versions.items()}
+    result._metadata = OrderedDict({**before, **own})  # type: ignore[attr-defined]
+    return result
+
+
+def _chosen(state_dict: Mapping[str, Any], prefix: str, only: Any) -> Mapping[str, Any]:
+    if not prefix and only is None:
+        return _as_arrays(state_dict)
+    patterns = ["*"] if only is None else [only] if isinstance(only, str) else list(only)
+    below = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    return _as_arrays({key: value for key, value in below.items() if matches(key, patterns)})
+
+
+def _as_arrays(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {key: as_numpy(v) if hasattr(v, "shape") else v for key, v in state_dict.items()}
+
+
+def _completed(part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Without what is unexpected, and with the model's own values for what is missing."""
+    comparison = part.compare(arrays)
+    known = {key: array for key, array in arrays.items() if key not in comparison.unexpected_keys}
+    if not comparison.missing_keys:
+        return known
+    own = {path: leaf for path, leaf in leaves.items() if path in set(part.paths)}
+    if abstract := [path for path, leaf in own.items() if isinstance(leaf, jax.ShapeDtypeStruct)]:
+        problem = f"strict=False keeps the model's own values, and {abstract[0]} is abstract and has none"
+        raise StateDictError("the model", comparison.missing_keys, problems=[problem])
+    kept = part.state_dict({path: np.asarray(leaf) for path, leaf in own.items()})
+    return {**known, **{key: kept[key] for key in comparison.missing_keys}}
+
+
+def _check(
+    part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any], cast: bool, name: str
+) -> None:
+    comparison = part.compare(arrays)
+    dtypes = [*([] if cast else _roundings(part, arrays, leaves)), *_unplaceable(leaves)]
+    if not comparison or dtypes:
+        error = comparison.error(name)
+        raise StateDictError(name, error.missing_keys, error.unexpected_keys, [*error.problems, *dtypes])
+
+
+def _roundings(part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any]) -> Iterator[str]:
+    for rule in part.rules:
+        wanted = {dtype_of(leaves[path]): path for path in rule.paths}
+        for key in (key for key in rule.keys if hasattr(arrays.get(key), "dtype")):
+            for dtype, path in wanted.items():
+                if narrows(found := dtype_of(arrays[key]), dtype):
+                    yield (
+                        f'"{key}" is {found} and leaf {path} of the model is {dtype}, which cannot hold '
+                        f"every {found}; pass cast=True to round, or build the model in {found}"
+                    )
+
+
+def _unplaceable(leaves: Mapping[str, Any]) -> Iterator[str]:
+    for path, leaf in leaves.items():
+        if isinstance(leaf, jax.ShapeDtypeStruct) and jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype:
+            yield f"leaf {path} is to be {leaf.dtype}, which JAX makes only with jax_enable_x64"
+
+
+def _check_values(leaves: Mapping[str, Any], new: Mapping[str, Any], random: Sequence[str]) -> None:
+    empty = [
+        path for path, leaf in leaves.items() if path not in new and isinstance(leaf, jax.ShapeDtypeStruct)
+    ]
+    if empty:
+        raise BindingError(
+            f"these leaves of the abstract model would stay without values: {', '.join(empty)}"
+        )
+    if random:
+        raise BindingError(
+            f"random state has no value, and no file can give it one: {', '.join(random)}; before loading "
+            "say nnx.update(model, jax.jit(lambda: nnx.state(Model(..., rngs=nnx.Rngs(0)), nnx.RngState))())"
+        )
