@@ -53,7 +53,7 @@ class Layout:
         known = tuple(sorted((axis, _length(pattern, axis, size)) for axis, size in sizes.items()))
         _check_bijection(pattern, left, right, sizes)
         for name, value in dict(
-            pattern=" ".join(pattern.split()), sizes=known, left=left, right=right, flipped=flipped
+            pattern=tidy(pattern), sizes=known, left=left, right=right, flipped=flipped
         ).items():
             object.__setattr__(self, name, value)
 
@@ -82,7 +82,7 @@ class Layout:
         >>> Layout("h w i o -> i o ~h ~w").inverse
         Layout("i o ~h ~w -> h w i o")
         """
-        left, right = self.pattern.split(" -> ")
+        left, _, right = self.pattern.partition("->")
         return Layout(f"{right} -> {left}", **dict(self.sizes))
 
     def axes(self, shape: tuple[int, ...]) -> dict[str, int]:
@@ -122,6 +122,15 @@ class Layout:
             merged = " * ".join(dim) or "1"
             raise LayoutError(f"{self!r} does not fit shape {tuple(shape)}: {merged} is not {length}")
         return {axis: length // known for axis in unknown}
+
+
+def tidy(pattern: str) -> str:
+    """A pattern with one space between its parts.
+
+    >>> tidy("i  o->o i")
+    'i o -> o i'
+    """
+    return " ".join(pattern.replace("->", " -> ").split())
 
 
 def insert_axis(pattern: str, axis: str, position: int) -> str:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
-from jaxstate.layout import Layout, insert_axis
+from jaxstate.layout import Layout, insert_axis, tidy
 from jaxstate.template import fill, holes, names
 
 Arrays = Mapping[str, Any]
@@ -111,7 +111,7 @@ class Rule(Entry):
         for name, value in dict(
             key=key,
             path=path,
-            pattern=" ".join(pattern.split()),
+            pattern=tidy(pattern),
             names=tuple(values.items()),
             sizes=tuple(sorted(sizes.items())),
             buffer=buffer,
@@ -216,7 +216,7 @@ class Rule(Entry):
             stack = _stack([arrays[name] for name in names(fill(source, here), values)], inner)
             parts = _unstack(layout(stack), outer)
             moved |= zip(names(fill(target, here), values), parts, strict=True)
-        return moved
+        return {name: moved[name] for name in names(target, values)}
 
 
 def _whole(key: str, path: str, pattern: str, sizes: Mapping[str, Any]) -> Layout:
