@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxstate.foreign import as_numpy
 from jaxstate.rule import Arrays, Entry, Rule
 from jaxstate.template import names
 
@@ -107,7 +108,7 @@ class TorchOnly(Entry):
         return {key: np.array(self.kept.get(key, self.value)) for key in self.keys}
 
     def like(self, state_dict: Arrays) -> "TorchOnly":
-        return replace(self, kept=_kept(state_dict, self.keys))
+        return replace(self, kept=kept_arrays(state_dict, self.keys))
 
     def refused_arrays(self, state_dict: Arrays) -> list[str]:
         return [
@@ -244,7 +245,7 @@ class Sum(Entry):
         return replace(self, parts=tuple(part.of(leaves) for part in self.parts))
 
     def like(self, state_dict: Arrays) -> "Sum":
-        return replace(self, kept=_kept(state_dict, self.keys))
+        return replace(self, kept=kept_arrays(state_dict, self.keys))
 
     def refused_arrays(self, state_dict: Arrays) -> list[str]:
         return [
@@ -252,7 +253,7 @@ class Sum(Entry):
             "a module that has one (flax.linen.GRUCell, a cell of your own) can hold these weights"
             for part, start, stop in self.zeros
             for key in self.parts[part].keys
-            if key in state_dict and np.any(np.asarray(state_dict[key])[start:stop])
+            if key in state_dict and np.any(as_numpy(state_dict[key])[start:stop])
         ]
 
     def at(self, key: str, path: str) -> "Sum":
@@ -269,7 +270,7 @@ def same_bits(left: Any, right: Any) -> bool:
     >>> same_bits(np.float32([0.0]), np.float32([-0.0]))
     False
     """
-    left, right = np.asarray(left), np.asarray(right)
+    left, right = as_numpy(left), as_numpy(right)
     same = left.shape == right.shape and left.dtype == right.dtype
     return same and np.ascontiguousarray(left).tobytes() == np.ascontiguousarray(right).tobytes()
 
@@ -278,5 +279,6 @@ def _zeros(leaf: Any) -> Any:
     return (jnp if isinstance(leaf, jax.Array) else np).zeros_like(leaf)
 
 
-def _kept(state_dict: Arrays, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    return {key: np.array(state_dict[key]) for key in keys if key in state_dict}
+def kept_arrays(state_dict: Arrays, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Copies of what a file holds under these keys."""
+    return {key: np.array(as_numpy(state_dict[key])) for key in keys if key in state_dict}

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.declared import same_bits
+from jaxstate.declared import kept_arrays, same_bits
 from jaxstate.errors import BindingError
 from jaxstate.rule import Arrays, Entry, Rule
 
@@ -71,7 +71,7 @@ class Spectral(Entry):
         return replace(self, weight=self.weight.of(leaves), u=self.u.of(leaves))
 
     def like(self, state_dict: Arrays) -> "Spectral":
-        return replace(self, kept={key: np.array(state_dict[key]) for key in self.keys if key in state_dict})
+        return replace(self, kept=kept_arrays(state_dict, self.keys))
 
     def at(self, key: str, path: str) -> "Spectral":
         weight, u = self.weight.at(key, path), self.u.at(key, path)
