@@ -133,6 +133,15 @@ def tidy(pattern: str) -> str:
     return " ".join(pattern.replace("->", " -> ").split())
 
 
+def tokens(side: str) -> list[str]:
+    """The axes and brackets of one side of a pattern, one by one.
+
+    >>> tokens("(h w ~c) o")
+    ['(', 'h', 'w', '~c', ')', 'o']
+    """
+    return _TOKEN.findall(side)
+
+
 def insert_axis(pattern: str, axis: str, position: int) -> str:
     """A pattern whose JAX side has one more axis, before its `position`-th dimension.
 
@@ -159,7 +168,7 @@ def _parse(pattern: str) -> tuple[Side, Side, frozenset[str]]:
 def _parse_side(pattern: str, text: str) -> Side:
     dims: list[tuple[str, ...]] = []
     group: list[str] | None = None
-    for token in _TOKEN.findall(text):
+    for token in tokens(text):
         if token == "(" and group is None:
             group = []
         elif token == ")" and group:

@@ -1,11 +1,152 @@
-"""Where a model flattens images into vectors: its rules, with the axes in torch's order."""
+"""Where a model flattens images into vectors: its rules, with the axes of such a vector in torch's order.
 
-from collections.abc import Sequence
+Three sources, in this order of trust: what the caller says, what tracing the model with example inputs
+shows, and, where there is neither, the suspicion that the widths of the layers raise. Suspected is refused.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import jax
+import numpy as np
+
+from jaxstate.adapters import _suspicion
+from jaxstate.adapters._flatten import find_flattens
+from jaxstate.adapters._merged import Merged
 from jaxstate.adapters._options import Options
-from jaxstate.adapters._reading import Reading
+from jaxstate.adapters._reading import Layer, Reading
+from jaxstate.declared import Sum
+from jaxstate.errors import BindingError
+from jaxstate.layout import tokens
+from jaxstate.rule import Rule
+
+Flattens = Mapping[str, Mapping[int, Merged]]  # by leaf, by dimension
 
 
-def with_flattens(rules: Sequence[Any], reading: Reading, options: Options) -> Sequence[Any]:
-    return rules
+def with_flattens(rules: Sequence[Any], reading: Reading, options: Options) -> list[Any]:
+    """The rules of a model, each dimension that holds a flattened image split into the image's axes.
+
+    Raises:
+        BindingError: flattening is suspected and nothing tells; it cannot be followed; or what the caller
+            says names no layer.
+    """
+    said = _said(reading, options.flatten or {})
+    settled = {path for rule in options.rules for path in rule.paths} | set(said)
+    if options.inputs and reading.call is not None:
+        found = _traced(reading, options, settled)
+    else:
+        found = {}
+        if options.flatten is None:
+            _refuse_suspects(reading, settled)
+    flattens = {**found, **said}
+    return [_split(rule, flattens) for rule in rules]
+
+
+def _traced(reading: Reading, options: Options, settled: set[str]) -> Flattens:
+    try:
+        return find_flattens(reading.call, reading.leaves, *options.inputs, settled=settled)  # type: ignore
+    except BindingError:
+        raise
+    except Exception as error:
+        raise BindingError(
+            f"the model cannot be called with these example inputs: {type(error).__name__}: {error}; keyword "
+            'arguments go into js.bind(model, *inputs, kwargs={"train": False})'
+        ) from error
+
+
+def _said(reading: Reading, flatten: Mapping[str, tuple[int, ...]]) -> Flattens:
+    """The leaves that the caller says meet an image: a layer's input axis, or the one axis of its vectors."""
+    layers = {".".join(part.key): part for part in reading.found if isinstance(part, Layer)}
+    said: dict[str, dict[int, Merged]] = {}
+    for name, shape in flatten.items():
+        if name not in layers:
+            raise BindingError(
+                f'flatten={{"{name}": {shape}}}: there is no such layer; there are {list(layers)}'
+            )
+        size, merged = int(np.prod(shape)), _image(shape)
+        for leaf, actual in layers[name].actual.items():
+            if actual and actual[0] == size and (layers[name].kind == "norm" or len(actual) > 1):
+                said.setdefault(layers[name].path + leaf, {})[0] = merged
+        if not any(path.startswith(layers[name].path) for path in said):
+            raise BindingError(f'flatten={{"{name}": {shape}}}: no leaf of {name} reads {size} features')
+    return said
+
+
+def _image(shape: tuple[int, ...]) -> Merged:
+    """An image of torch's shape `(C, *space)` as JAX flattens it: channels last."""
+    channels, *space = zip(
+        "chw" if len(shape) == 3 else "cdhw" if len(shape) == 4 else "cw", shape, strict=True
+    )
+    return Merged((*space, channels), tuple(name for name, _ in (channels, *space)))
+
+
+def _refuse_suspects(reading: Reading, settled: set[str]) -> None:
+    layers = [part for part in reading.found if isinstance(part, Layer) and part.same_as is None]
+    facts = [fact for fact in map(_fact, layers) if fact is not None]
+    decided = {
+        ".".join(part.key) for part in layers if any(part.path + leaf in settled for leaf in part.actual)
+    }
+    suspects = [suspect for suspect in _suspicion.suspects(facts) if suspect.name not in decided]
+    if not suspects:
+        return
+    lines = [
+        f"{s.name} may read or make the flattened image of {s.conv}: {s.channels} channels of {s.positions} "
+        "positions each, which torch flattens in another order"
+        for s in suspects
+    ]
+    remedy = (
+        "say js.bind(model, example_input), and the model is traced (nothing is computed); or js.bind(model, "
+        f'flatten={{"{suspects[0].name}": (C, H, W)}}), torch\'s shape; or flatten={{}} if nothing is flattened'
+    )
+    raise BindingError("\n\t".join([*lines, remedy]))
+
+
+def _fact(layer: Layer) -> _suspicion.Layer | None:
+    """What a layer reads and makes, from torch's shape of its weight."""
+    weight = next((rule for rule in layer.rules if isinstance(rule, Rule) and not rule.buffer), None)
+    if not layer.kind or weight is None or any(path not in layer.expected for path in weight.paths):
+        return None
+    leaves = {path: jax.ShapeDtypeStruct(layer.expected[path], "float32") for path in weight.paths}
+    shape = weight.of(leaves).shapes[weight.keys[0]]
+    backwards = weight.layout.right[0] in (("i",), ("v",))  # ConvTranspose and Embedding: inputs first
+    makes, reads = (
+        (shape[1], shape[0]) if backwards else (shape[0], shape[-1] if len(shape) < 3 else shape[1])
+    )
+    return _suspicion.Layer(".".join(layer.key), layer.kind, reads, makes)
+
+
+def _split(rule: Any, flattens: Flattens) -> Any:
+    if isinstance(rule, Sum):
+        return replace(rule, parts=tuple(_split(part, flattens) for part in rule.parts))
+    if not isinstance(rule, Rule):
+        return rule
+    found = [flattens.get(path, {}) for path in rule.paths]
+    if any(one != found[0] for one in found):
+        raise BindingError(f"the leaves of {rule} meet different images: {found}")
+    for dimension, merged in found[0].items():
+        rule = _with_image(rule, dimension, merged)
+    return rule
+
+
+def _with_image(rule: Rule, dimension: int, merged: Merged) -> Rule:
+    """The rule with one axis replaced by those of an image, in JAX's order left and in torch's right."""
+    left, _, right = rule.pattern.partition(" -> ")
+    axis = left.split()[dimension] if "(" not in left else ""
+    if not axis.isidentifier():
+        raise BindingError(
+            f"dimension {dimension} of {rule} is a flattened image; give the Rule that splits it"
+        )
+    if set(tokens(rule.pattern)) & set(merged.sizes):
+        merged = merged.prefixed(f"{axis}_")
+    there = merged.right.strip("()") if _in_group(right, axis) else merged.right
+    pattern = " ".join(merged.left if t == axis else t for t in tokens(left))
+    pattern += " -> " + " ".join(there if t == axis else t for t in tokens(right))
+    sizes = {name: size for name, size in rule.sizes if name != axis}
+    known = dict(buffer=rule.buffer, shape=rule.shape, dtype=rule.dtype)
+    return Rule(rule.key, rule.path, pattern, **known, **dict(rule.names), **sizes, **merged.sizes)  # type: ignore
+
+
+def _in_group(side: str, axis: str) -> bool:
+    before = tokens(side)[: tokens(side).index(axis)]
+    return before.count("(") > before.count(")")
