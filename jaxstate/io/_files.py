@@ -1,0 +1,65 @@
+"""The door of `io`: `load` and `save`, which choose a format and name the file in every error."""
+
+import os
+
+from jaxstate.errors import FileError
+
+from . import _safetensors_reader, _torch_reader
+from ._mapping import file_bytes
+from ._recognise import SAFETENSORS, TORCH, recognise
+
+_READERS = {TORCH: _torch_reader.read, SAFETENSORS: _safetensors_reader.read}
+
+
+def load(path: str | os.PathLike[str], *, mmap: bool = True):
+    """What torch.load(path) would give, with read-only numpy arrays in the place of tensors.
+
+    Args:
+        path: a file that `torch.save` or safetensors wrote; its content decides which, not its name.
+        mmap: view the file as it lies on disk; nothing is read before it is used. False reads it at once.
+
+    Returns:
+        The object in the file. Tensors that share memory in torch share it here. Of safetensors, a dict in
+        the order of the header. What has no counterpart in Python or numpy is an inert record: `Opaque`,
+        `Global`, `Raw`, `Storage`.
+
+    Raises:
+        FileError: missing, damaged, hostile, or of another format.
+
+    >>> import numpy as np, tempfile, os
+    >>> path = os.path.join(tempfile.mkdtemp(), "net.pt")
+    >>> save({"weight": np.eye(2), "step": 3}, path)
+    >>> loaded = load(path)
+    >>> loaded["step"], bool((loaded["weight"] == np.eye(2)).all())
+    (3, True)
+    """
+    name = _name(path)
+    try:
+        return _loaded(name, mmap)
+    except FileError as error:
+        raise FileError(f"{name}: {error}") from error
+
+
+def _loaded(name: str, mmap: bool):
+    if os.path.isdir(name):
+        raise FileError(f"a folder; load one of the files in it: {_listing(name)}")
+    data = file_bytes(name, mmap)
+    format, what = recognise(data)
+    if format is None:
+        raise FileError(what)
+    return _READERS[format](data)
+
+
+def _listing(folder: str) -> str:
+    names = sorted(os.listdir(folder))
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+def _name(path: str | os.PathLike[str]) -> str:
+    try:
+        name = os.fspath(path)
+    except TypeError as error:
+        raise FileError(f"a path is due, not a {type(path).__name__}") from error
+    if not isinstance(name, str) or "\0" in name:
+        raise FileError(f"a path is due as text, not {name!r}")
+    return name
