@@ -73,8 +73,12 @@ DTYPES = (
 
 BY_TORCH: Mapping[str, Dtype] = MappingProxyType({row.torch: row for row in DTYPES})
 BY_STORAGE: Mapping[str, Dtype] = MappingProxyType({row.storage: row for row in DTYPES if row.storage})
-BY_NUMPY: Mapping[np.dtype, Dtype] = MappingProxyType({row.numpy: row for row in DTYPES if row.numpy is not None})
-BY_SAFETENSORS: Mapping[str, Dtype] = MappingProxyType({row.safetensors: row for row in DTYPES if row.safetensors})
+BY_NUMPY: Mapping[np.dtype, Dtype] = MappingProxyType(
+    {row.numpy: row for row in DTYPES if row.numpy is not None}
+)
+BY_SAFETENSORS: Mapping[str, Dtype] = MappingProxyType(
+    {row.safetensors: row for row in DTYPES if row.safetensors}
+)
 
 QUANTIZED_STORAGES: Mapping[str, int] = MappingProxyType(
     {"QInt8Storage": 1, "QUInt8Storage": 1, "QInt32Storage": 4, "QUInt4x2Storage": 1, "QUInt2x4Storage": 1}

@@ -139,7 +139,9 @@ def _filled(dtype: np.dtype | None, shape, raw, order: str, budget: Budget) -> n
         return None
     budget.spend(len(raw))
     if prod(shape) * dtype.itemsize != len(raw):
-        raise FileError(f"a numpy array of shape {shape} and dtype {dtype} has {len(raw)} bytes in the pickle")
+        raise FileError(
+            f"a numpy array of shape {shape} and dtype {dtype} has {len(raw)} bytes in the pickle"
+        )
     array = np.frombuffer(bytes(raw), dtype).reshape(shape, order="F" if order == "F" else "C")
     return array if dtype.isnative else _read_only(array.astype(dtype.newbyteorder("=")))
 
@@ -192,7 +194,9 @@ EMULATIONS: Mapping[str, Emulation] = MappingProxyType(
 )
 
 
-def construct(emulations: Mapping[str, Emulation], budget: Budget) -> Callable[[Global | Opaque, tuple], object]:
+def construct(
+    emulations: Mapping[str, Emulation], budget: Budget
+) -> Callable[[Global | Opaque, tuple], object]:
     """What a call in the pickle gives: the value of its emulation, or an Opaque."""
 
     def call(function: Global | Opaque, args: tuple) -> object:

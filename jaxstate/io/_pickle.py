@@ -50,7 +50,9 @@ def interpret(data: bytes, meaning: Meaning, start: int = 0) -> tuple[object, in
             return machine.result(), machine.position
         opcode = _OPCODES.get(code)
         if opcode is None:
-            raise FileError(f"opcode {bytes([code])!r} at byte {machine.position - 1} of the pickle is refused; {_HINT}")
+            raise FileError(
+                f"opcode {bytes([code])!r} at byte {machine.position - 1} of the pickle is refused; {_HINT}"
+            )
         opcode(machine)
     raise FileError(f"the pickle has more than {MAX_OPCODES} opcodes")
 
@@ -307,7 +309,13 @@ def _key(m: _Machine, key: object):
 
 def is_plain_key(key: object) -> bool:
     """Whether the key is None, a text, bytes, a float, or an int of 64 bits."""
-    return (type(key) is int and -(2**63) <= key < 2**63) or type(key) in (str, bytes, bool, float, type(None))
+    return (type(key) is int and -(2**63) <= key < 2**63) or type(key) in (
+        str,
+        bytes,
+        bool,
+        float,
+        type(None),
+    )
 
 
 # What reaches outside.

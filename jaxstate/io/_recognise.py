@@ -15,7 +15,11 @@ MAX_HEADER = 100_000_000
 _RESAVE = "load it with torch.load(path) and save it again with torch.save(obj, path)"
 _OTHERS = (
     (0, LEGACY_MAGIC, f"a torch file from before 1.6; {_RESAVE}"),
-    (257, b"ustar", "a tar archive; if torch before 0.1.10 wrote it, load it with such a torch; else unpack it"),
+    (
+        257,
+        b"ustar",
+        "a tar archive; if torch before 0.1.10 wrote it, load it with such a torch; else unpack it",
+    ),
     (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file, such as Keras writes; no torch checkpoint"),
     (0, b"GGUF", "a GGUF file, as llama.cpp reads it; fetch the model's safetensors instead"),
     (0, b"\x93NUMPY", "one numpy array; load it with numpy.load"),

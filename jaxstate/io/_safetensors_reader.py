@@ -46,13 +46,17 @@ def _header(data: np.ndarray) -> tuple[dict, int]:
         raise FileError("a safetensors file has at least 8 bytes")
     (length,) = struct.unpack("<Q", bytes(data[:8]))
     if length > min(MAX_HEADER, len(data) - 8):
-        raise FileError(f"the header of {length} bytes does not fit a file of {len(data)}; the file is cut off")
+        raise FileError(
+            f"the header of {length} bytes does not fit a file of {len(data)}; the file is cut off"
+        )
     return _parsed(bytes(data[8 : 8 + length])), 8 + length
 
 
 def _parsed(text: bytes) -> dict:
     try:
-        header = json.loads(text.decode(), object_pairs_hook=_unique, parse_constant=_refused, parse_float=_refused)
+        header = json.loads(
+            text.decode(), object_pairs_hook=_unique, parse_constant=_refused, parse_float=_refused
+        )
     except (ValueError, RecursionError) as error:
         raise FileError(f"the header is not proper JSON: {str(error)[:200]}") from error
     if type(header) is not dict or text[:1] != b"{":
@@ -80,17 +84,23 @@ def _metadata(value: object) -> dict[str, str]:
 def _span(name: str, entry: object) -> tuple[int, int]:
     fields = entry if type(entry) is dict else {}
     offsets, shape = fields.get("data_offsets"), fields.get("shape")
-    if not (_is_sizes(offsets) and len(offsets) == 2 and _is_sizes(shape) and type(fields.get("dtype")) is str):
+    if not (
+        _is_sizes(offsets) and len(offsets) == 2 and _is_sizes(shape) and type(fields.get("dtype")) is str
+    ):
         raise FileError(f"entry {name[:200]!r} lacks a proper dtype, shape or data_offsets")
     first, last = offsets
     wanted = _bits(name, fields["dtype"]) * prod(shape)
     if (last - first) * 8 != wanted:
-        raise FileError(f"entry {name[:200]!r}: {fields['dtype']} of shape {shape} needs {wanted / 8} bytes, not {last - first}")
+        raise FileError(
+            f"entry {name[:200]!r}: {fields['dtype']} of shape {shape} needs {wanted / 8} bytes, not {last - first}"
+        )
     return first, last
 
 
 def _is_sizes(values: object) -> bool:
-    return type(values) is list and len(values) <= 64 and all(type(v) is int and 0 <= v < 2**63 for v in values)
+    return (
+        type(values) is list and len(values) <= 64 and all(type(v) is int and 0 <= v < 2**63 for v in values)
+    )
 
 
 def _bits(name: str, dtype: str) -> int:
@@ -105,7 +115,9 @@ def _check_tiling(spans: dict[str, tuple[int, int]], size: int) -> None:
     end = 0
     for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
         if first != end:
-            raise FileError(f"entry {name[:200]!r} starts at byte {first} of the data, not at {end}: a hole or an overlap")
+            raise FileError(
+                f"entry {name[:200]!r} starts at byte {first} of the data, not at {end}: a hole or an overlap"
+            )
         end = last
     if end != size:
         raise FileError(f"the header describes {end} bytes of data, the file has {size}; fetch it again")

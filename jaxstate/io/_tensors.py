@@ -152,7 +152,9 @@ def _check_numel(kind: Global, key: str, numel: int, found: int) -> None:
         raise FileError(f"storage {key!r} is of the unknown class {kind.name}")
     # torch counts whole elements, so a few bytes may be left over.
     if not 0 <= found - numel * itemsize < itemsize:
-        raise FileError(f"storage {key!r}: {numel} elements of {itemsize} bytes announced, {found} bytes found")
+        raise FileError(
+            f"storage {key!r}: {numel} elements of {itemsize} bytes announced, {found} bytes found"
+        )
 
 
 def _check_geometry(storage: Storage, dtype: Dtype, offset: object, size: object, stride: object) -> None:
@@ -179,7 +181,9 @@ def _view(data: np.ndarray, dtype: np.dtype, offset: int, size, stride) -> np.nd
     if 0 in size:
         return _read_only(np.empty(size, dtype))
     # A stride that is never taken may be any number; numpy multiplies it all the same.
-    steps = tuple(step * dtype.itemsize if n > 1 else dtype.itemsize for n, step in zip(size, stride, strict=True))
+    steps = tuple(
+        step * dtype.itemsize if n > 1 else dtype.itemsize for n, step in zip(size, stride, strict=True)
+    )
     return _read_only(np.ndarray(size, dtype, data, offset * dtype.itemsize, steps))
 
 

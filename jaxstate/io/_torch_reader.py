@@ -25,7 +25,10 @@ _KEY = re.compile(r"[0-9A-Za-z_.-]+")
 _RELATIVES = (
     ("constants.pkl", "a TorchScript archive; save `torch.jit.load(path).state_dict()` with torch.save"),
     ("bytecode.pkl", "a TorchScript archive for mobile; save the state_dict of its model with torch.save"),
-    ("archive_format", "an exported program (.pt2); save `torch.export.load(path).state_dict` with torch.save"),
+    (
+        "archive_format",
+        "an exported program (.pt2); save `torch.export.load(path).state_dict` with torch.save",
+    ),
     (".data/extern_modules", "a torch.package archive; save the state_dict of its model with torch.save"),
 )
 """Archives that have torch's layout and other contents: the entry that tells them, and what they are."""
@@ -96,5 +99,7 @@ def _byteorder(data: np.ndarray, entries: Mapping[str, _zip.Entry]) -> str:
 
 def _record(data: np.ndarray, entries: Mapping[str, _zip.Entry], key: str) -> np.ndarray:
     if f"data/{key}" not in entries:
-        raise FileError(f"the pickle names storage {key[:200]!r}, and the archive has no entry data/{key[:200]}")
+        raise FileError(
+            f"the pickle names storage {key[:200]!r}, and the archive has no entry data/{key[:200]}"
+        )
     return _zip.stored(data, entries[f"data/{key}"])

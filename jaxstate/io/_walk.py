@@ -140,4 +140,6 @@ def _check_depth(depth: int, path: Path, name: str) -> None:
 
 def _check_size(size: int, seen: int, name: str) -> None:
     if size > MAX_UNFOLDED + 8 * seen:
-        raise FileError(f"{name} unfolds to {size} values although it holds {seen}: its parts share each other")
+        raise FileError(
+            f"{name} unfolds to {size} values although it holds {seen}: its parts share each other"
+        )

@@ -107,7 +107,9 @@ def _directory(data: np.ndarray) -> tuple[int, int, int]:
     if disk or first_disk or here != count:
         raise FileError("the zip archive is split over several files")
     if start + size != end:
-        raise FileError(f"the zip directory of {size} bytes at {start} does not end at its end record ({end})")
+        raise FileError(
+            f"the zip directory of {size} bytes at {start} does not end at its end record ({end})"
+        )
     return start, end, count
 
 
@@ -192,7 +194,9 @@ def _check_names(names: list[str]) -> None:
     seen = set()
     for name in names:
         if name.casefold() in seen:
-            raise FileError(f"the zip archive has several entries named {name!r}; readers disagree which counts")
+            raise FileError(
+                f"the zip archive has several entries named {name!r}; readers disagree which counts"
+            )
         seen.add(name.casefold())
 
 
