@@ -160,7 +160,7 @@ def _from_torch(tensor) -> Leaf:
 
 
 def _viewed(tensor, row: Dtype) -> np.ndarray:
-    """A CPU tensor as numpy sees it. Where numpy lacks the dtype, the bits are passed as ints of that size."""
+    """A CPU tensor as numpy sees it. Its bits pass as ints, since torch gives numpy no bfloat16."""
     torch = sys.modules["torch"]
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
     return tensor.view(bits[row.itemsize]).numpy().view(row.memory)

@@ -1,4 +1,4 @@
-"""Writes a file under a new name and gives it the wanted name last: what stood there stays whole until then."""
+"""Writes under a new name and gives the wanted name last: until then, what stood there stays whole."""
 
 import os
 import secrets

@@ -14,12 +14,12 @@ import numpy as np
 
 from jaxstate.errors import FileError
 
-from ._pickle import is_plain_key
+from ._machine import is_plain_key
 from ._records import Global, Opaque
 
 
 class Budget:
-    """How much a file may have us copy. Its three bytes "that list again, as a set" must not cost a gigabyte."""
+    """How much a file may have us copy: three bytes that say "that list again, as a set" must stay cheap."""
 
     __slots__ = ("left",)
 
@@ -170,7 +170,7 @@ def _from_buffer(args: tuple, budget: Budget) -> np.ndarray | None:
 
 def _scalar(args: tuple, budget: Budget) -> np.generic | None:
     array = _filled(dtype_of(args[0]), (), args[1], "C", budget) if len(args) == 2 else None
-    return None if array is None else array[()]
+    return None if array is None else array.reshape(-1)[0]
 
 
 _RECONSTRUCT = ("numpy._core.multiarray._reconstruct", "numpy.core.multiarray._reconstruct")

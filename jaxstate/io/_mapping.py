@@ -42,7 +42,7 @@ def _read(file, size: int) -> np.ndarray:
     room = np.empty(size + _ALIGNMENT, np.uint8)
     skip = -room.ctypes.data % _ALIGNMENT
     data = room[skip : skip + size]
-    filled = file.readinto(memoryview(data)) if size else 0
+    filled = file.readinto(data.data) if size else 0
     if filled != size:
         raise FileError(f"only {filled} of {size} bytes could be read")
     data.flags.writeable = False

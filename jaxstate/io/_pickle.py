@@ -9,25 +9,15 @@ import struct
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import NamedTuple
 
 from jaxstate.errors import FileError
 
+from ._machine import Machine, Meaning, text
 from ._records import Global, Opaque
 
 MAX_OPCODES = 50_000_000
 MAX_MARKS = 10_000
 MAX_LONG_BYTES = 65_536
-MAX_TUPLE_KEYS = 1_000
-"""How many dict keys may be tuples: their hashes can be made to collide, those of str and int64 cannot."""
-
-
-class Meaning(NamedTuple):
-    """What the caller makes of the three opcodes by which a pickle reaches outside of itself."""
-
-    construct: Callable[[Global | Opaque, tuple], object]
-    persistent: Callable[[object], object]
-    build: Callable[[object, object], object]
 
 
 def interpret(data: bytes, meaning: Meaning, start: int = 0) -> tuple[object, int]:
@@ -43,7 +33,7 @@ def interpret(data: bytes, meaning: Meaning, start: int = 0) -> tuple[object, in
     >>> interpret(pickle.dumps(print, 2), inert)[0]
     Global(module='builtins', attribute='print')
     """
-    machine = _Machine(data, meaning, start)
+    machine = Machine(data, meaning, start)
     for _ in range(MAX_OPCODES):
         code = machine.take(1)[0]
         if code == _STOP:
@@ -59,78 +49,6 @@ def interpret(data: bytes, meaning: Meaning, start: int = 0) -> tuple[object, in
 
 _STOP = ord(".")
 _HINT = "jaxstate reads protocols 2 to 5, and torch.save writes protocol 2 unless it is told otherwise"
-_PYTHON_2_MODULES = MappingProxyType({"__builtin__": "builtins", "copy_reg": "copyreg"})
-
-
-class _Machine:
-    """The stack, the marks on it and the memo, each checked before it is used."""
-
-    __slots__ = ("data", "meaning", "position", "stack", "marks", "memo", "places", "names", "tuple_keys")
-
-    def __init__(self, data: bytes, meaning: Meaning, start: int):
-        self.data, self.meaning, self.position = data, meaning, start
-        self.stack: list = []
-        self.marks: list[int] = []
-        self.memo: dict[int, object] = {}
-        self.places: dict[int, int] = {}
-        self.names: dict[tuple[str, str], Global] = {}
-        self.tuple_keys = 0
-
-    def take(self, count: int) -> bytes:
-        end = self.position + count
-        if not self.position <= end <= len(self.data):
-            raise FileError(f"the pickle ends at byte {len(self.data)}, in the middle of an operand")
-        start, self.position = self.position, end
-        return self.data[start:end]
-
-    def number(self, format: struct.Struct) -> int:
-        return format.unpack(self.take(format.size))[0]
-
-    def line(self) -> str:
-        end = self.data.find(b"\n", self.position, self.position + 4096)
-        if end < 0:
-            raise FileError(f"the name at byte {self.position} of the pickle does not end")
-        return _text(self.take(end + 1 - self.position)[:-1])
-
-    def push(self, value: object) -> None:
-        self.stack.append(value)
-
-    def pop(self):
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise FileError(f"the pickle takes from an empty stack at byte {self.position}")
-        return self.stack.pop()
-
-    def top(self):
-        value = self.pop()
-        self.stack.append(value)
-        return value
-
-    def pop_mark(self) -> list:
-        if not self.marks:
-            raise FileError(f"the pickle takes to a mark that is not there, at byte {self.position}")
-        mark = self.marks.pop()
-        values = self.stack[mark:]
-        del self.stack[mark:]
-        return values
-
-    def named(self, module: object, attribute: object) -> Global:
-        """One record for one name, so that names serve as dict keys."""
-        if not (type(module) is str and type(attribute) is str):
-            raise FileError(f"a global's name is not text, at byte {self.position} of the pickle")
-        key = _PYTHON_2_MODULES.get(module, module), attribute
-        return self.names.setdefault(key, Global(*key))
-
-    def result(self) -> object:
-        if self.marks or len(self.stack) != 1:
-            raise FileError("the pickle stops with more or less than one value")
-        return self.stack[0]
-
-
-def _text(raw: bytes) -> str:
-    try:
-        return raw.decode("utf-8", "surrogatepass")
-    except UnicodeDecodeError as error:
-        raise FileError("a text in the pickle is not UTF-8") from error
 
 
 _U1, _U2, _U4, _U8 = (struct.Struct(f) for f in ("<B", "<H", "<I", "<Q"))
@@ -140,38 +58,38 @@ _I4, _F8 = struct.Struct("<i"), struct.Struct(">d")
 # Values that stand in the stream.
 
 
-def _proto(m: _Machine) -> None:
+def _proto(m: Machine) -> None:
     version = m.number(_U1)
     if not 2 <= version <= 5:
         raise FileError(f"the pickle is of protocol {version}; {_HINT}")
 
 
-def _number(format: struct.Struct) -> Callable[[_Machine], None]:
+def _number(format: struct.Struct) -> Callable[[Machine], None]:
     return lambda m: m.push(m.number(format))
 
 
-def _string(length: struct.Struct) -> Callable[[_Machine], None]:
-    return lambda m: m.push(_text(m.take(m.number(length))))
+def _string(length: struct.Struct) -> Callable[[Machine], None]:
+    return lambda m: m.push(text(m.take(m.number(length))))
 
 
-def _bytes(length: struct.Struct) -> Callable[[_Machine], None]:
+def _bytes(length: struct.Struct) -> Callable[[Machine], None]:
     return lambda m: m.push(m.take(m.number(length)))
 
 
-def _bytearray(m: _Machine) -> None:
+def _bytearray(m: Machine) -> None:
     m.push(bytearray(m.take(m.number(_U8))))
 
 
-def _constant(value: object) -> Callable[[_Machine], None]:
+def _constant(value: object) -> Callable[[Machine], None]:
     return lambda m: m.push(value)
 
 
-def _empty(kind: type) -> Callable[[_Machine], None]:
+def _empty(kind: type) -> Callable[[Machine], None]:
     return lambda m: m.push(kind())
 
 
-def _long(length: struct.Struct) -> Callable[[_Machine], None]:
-    def push(m: _Machine) -> None:
+def _long(length: struct.Struct) -> Callable[[Machine], None]:
+    def push(m: Machine) -> None:
         count = m.number(length)
         if not 0 <= count <= MAX_LONG_BYTES:
             raise FileError(f"an int of {count} bytes in the pickle")
@@ -183,13 +101,13 @@ def _long(length: struct.Struct) -> Callable[[_Machine], None]:
 # The stack and the memo.
 
 
-def _mark(m: _Machine) -> None:
+def _mark(m: Machine) -> None:
     if len(m.marks) >= MAX_MARKS:
         raise FileError(f"the pickle nests more than {MAX_MARKS} marks")
     m.marks.append(len(m.stack))
 
 
-def _pop(m: _Machine) -> None:
+def _pop(m: Machine) -> None:
     # Python's pickler drops a mark, too, by POP; see `save_tuple` for tuples that contain themselves.
     if m.marks and m.marks[-1] == len(m.stack):
         m.marks.pop()
@@ -197,27 +115,27 @@ def _pop(m: _Machine) -> None:
         m.pop()
 
 
-def _pop_mark(m: _Machine) -> None:
+def _pop_mark(m: Machine) -> None:
     m.pop_mark()
 
 
-def _memoize(m: _Machine, index: int) -> None:
+def _memoize(m: Machine, index: int) -> None:
     value = m.top()
     m.memo[index] = value
     if type(value) is Opaque:
         m.places[id(value)] = index
 
 
-def _put(index: struct.Struct) -> Callable[[_Machine], None]:
+def _put(index: struct.Struct) -> Callable[[Machine], None]:
     return lambda m: _memoize(m, m.number(index))
 
 
-def _next_put(m: _Machine) -> None:
+def _next_put(m: Machine) -> None:
     _memoize(m, len(m.memo))
 
 
-def _get(index: struct.Struct) -> Callable[[_Machine], None]:
-    def push(m: _Machine) -> None:
+def _get(index: struct.Struct) -> Callable[[Machine], None]:
+    def push(m: Machine) -> None:
         place = m.number(index)
         if place not in m.memo:
             raise FileError(f"the pickle reads entry {place} of its memo, which it never wrote")
@@ -229,15 +147,15 @@ def _get(index: struct.Struct) -> Callable[[_Machine], None]:
 # Containers.
 
 
-def _tuple(count: int) -> Callable[[_Machine], None]:
+def _tuple(count: int) -> Callable[[Machine], None]:
     return lambda m: m.push(tuple([m.pop() for _ in range(count)][::-1]))
 
 
-def _tuple_to_mark(m: _Machine) -> None:
+def _tuple_to_mark(m: Machine) -> None:
     m.push(tuple(m.pop_mark()))
 
 
-def _extend(m: _Machine, values: list) -> None:
+def _extend(m: Machine, values: list) -> None:
     target = m.top()
     if type(target) is list:
         target.extend(values)
@@ -247,112 +165,90 @@ def _extend(m: _Machine, values: list) -> None:
         raise FileError(f"the pickle appends to a {type(target).__name__}")
 
 
-def _append(m: _Machine) -> None:
+def _append(m: Machine) -> None:
     value = m.pop()
     _extend(m, [value])
 
 
-def _appends(m: _Machine) -> None:
+def _appends(m: Machine) -> None:
     values = m.pop_mark()
     _extend(m, values)
 
 
-def _add_items(m: _Machine) -> None:
+def _add_items(m: Machine) -> None:
     values = m.pop_mark()
     target = m.top()
     if type(target) is Opaque:
         target.elements.extend(values)
     elif type(target) is set:
-        target.update(_key(m, value) for value in values)
+        target.update(m.key(value) for value in values)
     else:
         raise FileError(f"the pickle adds to a {type(target).__name__}")
 
 
-def _frozenset(m: _Machine) -> None:
-    m.push(frozenset(_key(m, value) for value in m.pop_mark()))
+def _frozenset(m: Machine) -> None:
+    m.push(frozenset(m.key(value) for value in m.pop_mark()))
 
 
-def _set_item(m: _Machine) -> None:
+def _set_item(m: Machine) -> None:
     value, key = m.pop(), m.pop()
     _store(m, [key, value])
 
 
-def _set_items(m: _Machine) -> None:
+def _set_items(m: Machine) -> None:
     values = m.pop_mark()
     if len(values) % 2:
         raise FileError("the pickle stores a key without a value")
     _store(m, values)
 
 
-def _store(m: _Machine, values: list) -> None:
+def _store(m: Machine, values: list) -> None:
     target = m.top()
     pairs = zip(values[::2], values[1::2], strict=True)
     if type(target) is Opaque:
         target.items.extend(pairs)
     elif type(target) in (dict, OrderedDict):
         for key, value in pairs:
-            target[_key(m, key)] = value
+            target[m.key(key)] = value
     else:
         raise FileError(f"the pickle stores into a {type(target).__name__}")
-
-
-def _key(m: _Machine, key: object):
-    """The key, if hashing it is harmless: its hash can neither recurse nor be made to collide."""
-    if is_plain_key(key) or isinstance(key, (Global, Opaque)):
-        return key
-    if type(key) is tuple and len(key) <= 16 and all(map(is_plain_key, key)):
-        m.tuple_keys += 1
-        if m.tuple_keys <= MAX_TUPLE_KEYS:
-            return key
-    raise FileError(f"a key of type {type(key).__name__} in a dict or set of the pickle is refused")
-
-
-def is_plain_key(key: object) -> bool:
-    """Whether the key is None, a text, bytes, a float, or an int of 64 bits."""
-    return (type(key) is int and -(2**63) <= key < 2**63) or type(key) in (
-        str,
-        bytes,
-        bool,
-        float,
-        type(None),
-    )
 
 
 # What reaches outside.
 
 
-def _global(m: _Machine) -> None:
+def _global(m: Machine) -> None:
     module = m.line()
     m.push(m.named(module, m.line()))
 
 
-def _stack_global(m: _Machine) -> None:
+def _stack_global(m: Machine) -> None:
     attribute, module = m.pop(), m.pop()
     m.push(m.named(module, attribute))
 
 
-def _reduce(m: _Machine) -> None:
+def _reduce(m: Machine) -> None:
     args, function = m.pop(), m.pop()
     if not (type(args) is tuple and isinstance(function, (Global, Opaque))):
         raise FileError(f"the pickle calls a {type(function).__name__} with a {type(args).__name__}")
     m.push(m.meaning.construct(function, args))
 
 
-def _new_object(m: _Machine) -> None:
+def _new_object(m: Machine) -> None:
     args, cls = m.pop(), m.pop()
     if not (type(args) is tuple and isinstance(cls, (Global, Opaque))):
         raise FileError(f"the pickle makes an object of a {type(cls).__name__}")
     m.push(Opaque(cls, args))
 
 
-def _new_object_ex(m: _Machine) -> None:
+def _new_object_ex(m: Machine) -> None:
     kwargs, args, cls = m.pop(), m.pop(), m.pop()
     if not (type(args) is tuple and type(kwargs) is dict and isinstance(cls, (Global, Opaque))):
         raise FileError(f"the pickle makes an object of a {type(cls).__name__}")
     m.push(Opaque(cls, (*args, kwargs)))
 
 
-def _build(m: _Machine) -> None:
+def _build(m: Machine) -> None:
     state, made = m.pop(), m.pop()
     built = m.meaning.build(made, state)
     place = m.places.get(id(made))
@@ -361,16 +257,16 @@ def _build(m: _Machine) -> None:
     m.push(built)
 
 
-def _persistent(m: _Machine) -> None:
+def _persistent(m: Machine) -> None:
     m.push(m.meaning.persistent(m.pop()))
 
 
-def _frame(m: _Machine) -> None:
+def _frame(m: Machine) -> None:
     if m.number(_U8) > len(m.data) - m.position:
         raise FileError("a frame of the pickle reaches behind its end")
 
 
-_OPCODES: Mapping[int, Callable[[_Machine], None]] = MappingProxyType(
+_OPCODES: Mapping[int, Callable[[Machine], None]] = MappingProxyType(
     {
         0x80: _proto,
         0x95: _frame,

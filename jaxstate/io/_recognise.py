@@ -40,7 +40,7 @@ def recognise(data: np.ndarray) -> tuple[str | None, str]:
     """The format of a file, TORCH, SAFETENSORS or None, and for None what the file is instead.
 
     >>> recognise(np.frombuffer(b"GGUF....", np.uint8))[1]
-    'a GGUF file, as llama.cpp reads it; fetch the model's safetensors instead'
+    "a GGUF file, as llama.cpp reads it; fetch the model's safetensors instead"
     """
     head = bytes(data[:512])
     if head.startswith(b"PK\3\4"):

@@ -8,6 +8,7 @@ import json
 import struct
 from collections import OrderedDict
 from math import prod
+from typing import TypeGuard
 
 import numpy as np
 
@@ -89,15 +90,16 @@ def _span(name: str, entry: object) -> tuple[int, int]:
     ):
         raise FileError(f"entry {name[:200]!r} lacks a proper dtype, shape or data_offsets")
     first, last = offsets
-    wanted = _bits(name, fields["dtype"]) * prod(shape)
-    if (last - first) * 8 != wanted:
+    bits = _bits(name, fields["dtype"]) * prod(shape)
+    if (last - first) * 8 != bits:
         raise FileError(
-            f"entry {name[:200]!r}: {fields['dtype']} of shape {shape} needs {wanted / 8} bytes, not {last - first}"
+            f"entry {name[:200]!r}: {fields['dtype']} of shape {shape} has {bits} bits, its offsets are for "
+            f"{last - first} bytes"
         )
     return first, last
 
 
-def _is_sizes(values: object) -> bool:
+def _is_sizes(values: object) -> TypeGuard[list[int]]:
     return (
         type(values) is list and len(values) <= 64 and all(type(v) is int and 0 <= v < 2**63 for v in values)
     )

@@ -73,7 +73,7 @@ class Archive:
         """Write the header and the arrays; one tensor at a time is in memory."""
         file.write(self._header)
         for _, found in self._ordered:
-            for piece in pieces(memoryview(flat_bytes(found))):
+            for piece in pieces(flat_bytes(found).data):
                 file.write(piece)
 
 

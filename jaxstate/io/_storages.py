@@ -96,7 +96,7 @@ class _Span(NamedTuple):
 
 def _overlapping(leaves: Iterable[Leaf]) -> list[list[_Span]]:
     """The groups of two and more arrays of one dtype whose spans of memory overlap."""
-    spans = [_Span(*byte_bounds(leaf.memory), leaf) for leaf in leaves]
+    spans = [_Span(*byte_bounds(leaf.memory), leaf) for leaf in leaves if leaf.memory is not None]
     groups: list[list[_Span]] = []
     reach = 0
     for span in sorted(spans, key=lambda span: (span.leaf.dtype.torch, span.start)):

@@ -69,16 +69,16 @@ class Tensors:
         return MappingProxyType({**EMULATIONS, **self._rebuild, **from_type})
 
     def _v1(self, args: tuple, budget: Budget):
-        return self._typed(*args, None) if len(args) == 4 else None
+        return self._typed(args, None) if len(args) == 4 else None
 
     def _v2(self, args: tuple, budget: Budget):
-        return self._typed(*args[:4], args[6] if len(args) == 7 else None) if len(args) in (6, 7) else None
+        return self._typed(args[:4], (*args, None)[6]) if len(args) in (6, 7) else None
 
     def _v3(self, args: tuple, budget: Budget):
         if len(args) not in (7, 8) or not (isinstance(args[6], Global) and isinstance(args[0], Storage)):
             return None
         dtype = BY_TORCH.get(args[6].attribute) if args[6].module == "torch" else None
-        return dtype and self._tensor(dtype, *args[:4], args[7] if len(args) == 8 else None)
+        return dtype and self._tensor(dtype, args[:4], (*args, None)[7])
 
     def _from_type(self, args: tuple, budget: Budget):
         # A plain tensor takes this form when it carries attributes in Python; a subclass stays opaque.
@@ -87,11 +87,12 @@ class Tensors:
         rebuild = self._rebuild.get(args[0].name) if args[1].name in _PLAIN_TENSORS else None
         return rebuild(args[2], budget) if rebuild and type(args[2]) is tuple else None
 
-    def _typed(self, storage: object, offset, size, stride, metadata):
-        dtype = BY_STORAGE.get(storage.kind.attribute) if isinstance(storage, Storage) else None
-        return dtype and self._tensor(dtype, storage, offset, size, stride, metadata)
+    def _typed(self, place: tuple, metadata: object):
+        dtype = BY_STORAGE.get(place[0].kind.attribute) if isinstance(place[0], Storage) else None
+        return dtype and self._tensor(dtype, place, metadata)
 
-    def _tensor(self, dtype: Dtype, storage, offset, size, stride, metadata) -> np.ndarray | Raw:
+    def _tensor(self, dtype: Dtype, place: tuple, metadata: object) -> np.ndarray | Raw:
+        storage, offset, size, stride = place
         _check_geometry(storage, dtype, offset, size, stride)
         self._check_expansion(storage, dtype, size)
         view = _view(self._bytes(storage, dtype), dtype.memory, offset, size, stride)
@@ -148,8 +149,8 @@ def _same_dtype(args: tuple, budget: Budget) -> object | None:
 
 def _check_numel(kind: Global, key: str, numel: int, found: int) -> None:
     itemsize = storage_itemsize(kind.attribute)
-    if itemsize is None or not kind.module.startswith("torch"):
-        raise FileError(f"storage {key!r} is of the unknown class {kind.name}")
+    if itemsize is None or not 0 <= numel < 2**62 or not kind.module.startswith("torch"):
+        raise FileError(f"storage {key!r} of class {kind.name[:200]} is not one of torch")
     # torch counts whole elements, so a few bytes may be left over.
     if not 0 <= found - numel * itemsize < itemsize:
         raise FileError(
@@ -157,7 +158,7 @@ def _check_numel(kind: Global, key: str, numel: int, found: int) -> None:
         )
 
 
-def _check_geometry(storage: Storage, dtype: Dtype, offset: object, size: object, stride: object) -> None:
+def _check_geometry(storage: Storage, dtype: Dtype, offset, size, stride) -> None:
     if not (_are_sizes(size) and _are_sizes(stride) and len(size) == len(stride) and _are_sizes((offset,))):
         raise FileError(f"storage {storage.key!r}: a tensor without a proper offset, shape and strides")
     if 0 in size:
@@ -165,8 +166,8 @@ def _check_geometry(storage: Storage, dtype: Dtype, offset: object, size: object
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if (last + 1) * dtype.itemsize > len(storage.data):
         raise FileError(
-            f"storage {storage.key!r}: a tensor of shape {size}, strides {stride} and offset {offset} ends at "
-            f"element {last} of {len(storage.data) // dtype.itemsize}"
+            f"storage {storage.key!r}: a tensor of shape {size}, strides {stride} and offset {offset} "
+            f"ends at element {last} of {len(storage.data) // dtype.itemsize}"
         )
 
 

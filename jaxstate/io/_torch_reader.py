@@ -14,7 +14,8 @@ from jaxstate.errors import FileError
 
 from . import _zip
 from ._emulate import Budget, build, construct
-from ._pickle import Meaning, interpret
+from ._machine import Meaning
+from ._pickle import interpret
 from ._tensors import Tensors
 from ._walk import walk
 

@@ -11,7 +11,7 @@ from jaxstate.errors import FileError
 
 from ._arrays import Leaf, leaf, plain
 from ._dtypes import BY_TORCH, storage_itemsize
-from ._pickle import is_plain_key
+from ._machine import is_plain_key
 from ._pickle_writer import MAX_INT_BYTES, StorageRef, TensorRef, dump
 from ._records import Global, Opaque, Storage
 from ._storages import Payload, Place, alone, places
@@ -126,7 +126,7 @@ _UNTYPED = Global("torch.storage", "UntypedStorage")
 
 def _content(payload: Payload | Storage) -> memoryview:
     data = payload.data if isinstance(payload, Storage) else payload.fetch()
-    return memoryview(np.ascontiguousarray(data))
+    return np.ascontiguousarray(data).data
 
 
 def _checked(value: object) -> Leaf | None:
@@ -148,7 +148,7 @@ def _checked_other(value: object) -> Leaf | None:
     if found is None and plain(value) is value:
         raise FileError(
             f"a {type(value).__module__}.{type(value).__qualname__} is not written, since "
-            "torch.load(weights_only=True) would refuse it; store arrays, numbers, text, dicts, lists and tuples"
+            "torch.load(weights_only=True) would refuse it; store arrays, numbers, text, dicts, lists, tuples"
         )
     return found
 

@@ -36,7 +36,7 @@ class Field(str):
 def _dict_children(node: dict) -> Iterator[tuple[object, object]]:
     yield from node.items()
     if hasattr(node, "_metadata"):
-        yield Field("._metadata"), node._metadata
+        yield Field("._metadata"), getattr(node, "_metadata")  # noqa: B009
 
 
 def _opaque_children(node: Opaque) -> Iterator[tuple[object, object]]:

@@ -1,8 +1,8 @@
 """Writes the zip archive that a torch file is: stored entries, each payload at a multiple of 64 bytes.
 
-The padding stands in an extra field with id `FB`, as torch writes it (`caffe2/serialize/inline_container.cc`).
-Sizes and CRCs are true in both headers, so that `zipfile` and `unzip -t` agree with torch. Times are the
-earliest that the format has: the same input gives the same bytes.
+The padding stands in an extra field with id `FB`, as torch writes it
+(`caffe2/serialize/inline_container.cc`). Sizes and CRCs are true in both headers, so that `zipfile` and
+`unzip -t` agree with torch. Times are the earliest that the format has: the same input, the same bytes.
 """
 
 import struct
