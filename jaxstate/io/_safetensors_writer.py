@@ -10,6 +10,8 @@ import struct
 from collections.abc import Mapping
 from typing import BinaryIO
 
+import numpy as np
+
 from jaxstate.errors import FileError
 
 from ._arrays import Leaf, leaf
@@ -44,7 +46,8 @@ def _checked(key: object, value: object) -> Leaf:
     if type(key) is not str or key == METADATA or not _encodes(key):
         raise FileError(f"obj[{str(key)[:200]!r}]: a key that safetensors cannot hold; {_HINT}")
     try:
-        found = leaf(value)
+        # Arithmetic of numpy gives scalars in the place of arrays without axes.
+        found = leaf(np.asarray(value) if isinstance(value, np.generic) else value)
     except FileError as error:
         raise FileError(f'obj["{key}"]: {error}') from error
     if found is None:

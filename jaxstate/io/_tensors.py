@@ -181,10 +181,8 @@ def _are_sizes(values: object) -> bool:
 def _view(data: np.ndarray, dtype: np.dtype, offset: int, size, stride) -> np.ndarray:
     if 0 in size:
         return _read_only(np.empty(size, dtype))
-    # A stride that is never taken may be any number; numpy multiplies it all the same.
-    steps = tuple(
-        step * dtype.itemsize if n > 1 else dtype.itemsize for n, step in zip(size, stride, strict=True)
-    )
+    # A stride that is never taken may be any number; numpy takes those of 64 bits.
+    steps = tuple(step * dtype.itemsize if step < 2**48 else dtype.itemsize for step in stride)
     return _read_only(np.ndarray(size, dtype, data, offset * dtype.itemsize, steps))
 
 

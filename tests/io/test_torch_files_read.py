@@ -5,6 +5,7 @@ import collections
 import pathlib
 import subprocess
 import sys
+from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ import torch
 from jaxstate.errors import FileError
 from jaxstate.io import Global, Opaque, Raw, Storage, load, save
 
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support", "ignore:.*quantized tensor", "ignore:TypedStorage")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:ComplexHalf support", "ignore:.*quantized tensor", "ignore:TypedStorage"
+)
 
 
 @pytest.fixture
@@ -28,7 +31,9 @@ def saved(tmp_path):
 
 
 def test_every_dtype(saved, same, every_dtype):
-    same(*saved({"a": every_dtype, "t": every_dtype.T, "row": every_dtype[1], "flat": every_dtype.reshape(-1)}))
+    same(
+        *saved({"a": every_dtype, "t": every_dtype.T, "row": every_dtype[1], "flat": every_dtype.reshape(-1)})
+    )
 
 
 def test_dtypes_without_numpy_are_raw(saved):
@@ -39,12 +44,21 @@ def test_dtypes_without_numpy_are_raw(saved):
 
 def test_views_keep_strides_and_memory(saved, same):
     x = torch.arange(24.0).reshape(2, 3, 4)
-    obj = {"x": x, "t": x.permute(2, 0, 1), "s": x[1:, ::2, 1:3], "e": x[:1, :1].expand(5, 7, 4), "x2": x, "v": x[:]}
+    obj = {
+        "x": x,
+        "t": x.permute(2, 0, 1),
+        "s": x[1:, ::2, 1:3],
+        "e": x[:1, :1].expand(5, 7, 4),
+        "x2": x,
+        "v": x[:],
+    }
     ours, theirs = saved(obj)
     same(ours, theirs)
     for key, tensor in theirs.items():
         assert ours[key].strides == tuple(4 * s for s in tensor.stride()), key
-        assert ours[key].ctypes.data - ours["x"].ctypes.data == tensor.data_ptr() - theirs["x"].data_ptr(), key
+        assert ours[key].ctypes.data - ours["x"].ctypes.data == tensor.data_ptr() - theirs["x"].data_ptr(), (
+            key
+        )
     assert ours["x2"] is ours["x"] and ours["v"] is not ours["x"]
 
 
@@ -57,7 +71,7 @@ def test_shapes_at_the_edges(saved, same):
 
 def test_conjugated_and_negated(saved, same):
     c = torch.complex(torch.arange(3.0), torch.ones(3))
-    ours, theirs = saved({"conj": c.conj(), "neg": c.conj().imag, "plain": c})
+    ours, theirs = saved({"conj": c.conj(), "neg": c.clone().conj().imag, "plain": c})
     assert theirs["conj"].is_conj() and theirs["neg"].is_neg()
     same(ours, theirs)
 
@@ -97,8 +111,30 @@ def test_leaves(saved, same):
     counter = collections.Counter({30: 1, 80: 2})
     floats = [0.1, float("inf"), float("nan"), -0.0, 5e-324]
     ints = [0, 255, 256, 65535, 65536, -1, 2**31, -(2**31), 2**63, -(2**63), 2**70, -(2**2000)]
-    other = [None, True, False, "", "ü\udc80", b"ab\xff", bytearray(b"xy"), 1j - 2, {1}, torch.Size([2, 3]), counter]
-    same(*saved({"floats": floats, "ints": ints, "other": other, "nested": ([{}, []], (), ((1,),)), 3: {None: 1.5}}))
+    other = [
+        None,
+        True,
+        False,
+        "",
+        "ü\udc80",
+        b"ab\xff",
+        bytearray(b"xy"),
+        1j - 2,
+        {1},
+        torch.Size([2, 3]),
+        counter,
+    ]
+    same(
+        *saved(
+            {
+                "floats": floats,
+                "ints": ints,
+                "other": other,
+                "nested": ([{}, []], (), ((1,),)),
+                3: {None: 1.5},
+            }
+        )
+    )
 
 
 def test_empty_bytes(saved):
@@ -113,7 +149,10 @@ def test_one_object_twice_is_one_object(saved):
 
 def test_device_and_dtype_are_records(saved):
     ours, _ = saved({"device": torch.device("cuda:1"), "dtype": torch.bfloat16})
-    assert isinstance(ours["device"], Opaque) and (ours["device"].name, ours["device"].args) == ("torch.device", ("cuda", 1))
+    assert isinstance(ours["device"], Opaque) and (ours["device"].name, ours["device"].args) == (
+        "torch.device",
+        ("cuda", 1),
+    )
     assert isinstance(ours["dtype"], Global) and ours["dtype"].name == "torch.bfloat16"
 
 
@@ -124,7 +163,9 @@ class Custom:
 
 def test_classes_of_others_stay_opaque(saved):
     obj = {"args": argparse.Namespace(lr=0.1), "path": pathlib.PurePosixPath("a/b"), "own": Custom()}
-    ours, _ = saved({**obj, "default": collections.defaultdict(list, a=1), "w": torch.ones(3)}, weights_only=False)
+    ours, _ = saved(
+        {**obj, "default": collections.defaultdict(list, a=1), "w": torch.ones(3)}, weights_only=False
+    )
     assert ours["args"].state == {"lr": 0.1}
     assert ours["path"].name == "pathlib.PurePosixPath" and ours["path"].args == ("a", "b")
     assert ours["own"].name.endswith("Custom") and ours["own"].state["weight"].tolist() == [1, 1]
@@ -167,18 +208,17 @@ def test_tensors_without_a_numpy_form_stay_opaque(saved):
     assert ours["sparse"].args[1][1].tolist() == [1, 1, 1]
 
 
-def test_other_byte_order(tmp_path, same, monkeypatch):
-    obj = {"a": torch.arange(6.0).reshape(2, 3), "c": torch.tensor([1 + 2j]), "b": torch.ones(2, dtype=torch.bfloat16)}
+def test_other_byte_order(tmp_path, same):
+    obj = {
+        "a": torch.arange(6.0).reshape(2, 3),
+        "c": torch.tensor([1 + 2j]),
+        "b": torch.ones(2, dtype=torch.bfloat16),
+    }
     obj["tied"] = obj["a"].T
-    swapped = {key: value for key, value in obj.items()}
-    torch.save(swapped, tmp_path / "little.pt")
-    big = bytearray((tmp_path / "little.pt").read_bytes())
-    from zipfile import ZipFile
-
+    torch.save(obj, tmp_path / "little.pt")
     with ZipFile(tmp_path / "little.pt") as archive, ZipFile(tmp_path / "big.pt", "w") as out:
         for info in archive.infolist():
             out.writestr(info.filename, _swapped(info.filename, archive.read(info)))
-    assert big
     ours = load(tmp_path / "big.pt")
     same(ours, torch.load(tmp_path / "little.pt"))
     assert np.shares_memory(ours["a"], ours["tied"])
@@ -194,8 +234,6 @@ def _swapped(name, content):
 
 def test_zip_of_another_tool(tmp_path, same, net):
     """Unaligned payloads, an entry deflated that may be, none of torch's optional entries."""
-    from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile
-
     torch.save(net.state_dict(), tmp_path / "a.pt")
     with ZipFile(tmp_path / "a.pt") as archive, ZipFile(tmp_path / "b.pt", "w") as out:
         for info in archive.infolist():
@@ -244,8 +282,6 @@ def test_neither_torch_nor_jax_is_imported(tmp_path):
 
 
 def test_a_missing_storage_is_named(tmp_path):
-    from zipfile import ZipFile
-
     torch.save({"w": torch.ones(2)}, tmp_path / "a.pt")
     with ZipFile(tmp_path / "a.pt") as archive, ZipFile(tmp_path / "b.pt", "w") as out:
         for info in archive.infolist():

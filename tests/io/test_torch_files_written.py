@@ -15,7 +15,9 @@ import torch
 from jaxstate.errors import FileError
 from jaxstate.io import Opaque, Raw, load, save
 
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support", "ignore:.*quantized tensor", "ignore:TypedStorage")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:ComplexHalf support", "ignore:.*quantized tensor", "ignore:TypedStorage"
+)
 
 
 @pytest.fixture(params=[False, True], ids=["read", "mmap"])
@@ -49,7 +51,9 @@ def test_torch_tensors_directly(written, same, every_dtype):
     assert theirs["a"].untyped_storage().data_ptr() == theirs["t"].untyped_storage().data_ptr()
     for key in obj:
         assert theirs[key].shape == obj[key].shape
-        assert bytes(theirs[key].contiguous().untyped_storage()) == bytes(obj[key].contiguous().untyped_storage())
+        assert bytes(theirs[key].contiguous().untyped_storage()) == bytes(
+            obj[key].contiguous().untyped_storage()
+        )
 
 
 def test_module_and_optimizer_resume(written, tmp_path, net, trained):
@@ -81,7 +85,9 @@ def test_tied_tensors_stay_tied(written):
     assert theirs["same"] is theirs["x"]
     assert [theirs[k].data_ptr() - base for k in ("t", "row", "columns")] == [0, 16, 4]
     assert theirs["copy"].data_ptr() != base
-    assert all(np.array_equal(theirs[k].numpy(), v) for k, v in {"t": x.T, "row": x[1], "columns": x[:, 1:3]}.items())
+    assert all(
+        np.array_equal(theirs[k].numpy(), v) for k, v in {"t": x.T, "row": x[1], "columns": x[:, 1:3]}.items()
+    )
     theirs["x"].mul_(2)
     assert torch.equal(theirs["t"], theirs["x"].T) and theirs["copy"][0, 1] == 1
 
@@ -89,7 +95,9 @@ def test_tied_tensors_stay_tied(written):
 def test_columns_of_one_array_without_the_array(written):
     qkv = np.arange(12, dtype=np.float32).reshape(2, 6)
     theirs = written({"q": qkv[:, :2], "k": qkv[:, 2:4]})
-    assert np.array_equal(theirs["q"].numpy(), qkv[:, :2]) and np.array_equal(theirs["k"].numpy(), qkv[:, 2:4])
+    assert np.array_equal(theirs["q"].numpy(), qkv[:, :2]) and np.array_equal(
+        theirs["k"].numpy(), qkv[:, 2:4]
+    )
     assert theirs["k"].data_ptr() - theirs["q"].data_ptr() == 8
 
 
@@ -104,7 +112,13 @@ def test_what_torch_has_no_strides_for(written):
     x = np.arange(6, dtype=np.int32)
     pair = np.zeros(3, dtype=[("a", np.int8), ("b", np.int32)])
     pair["b"] = [1, 2, 3]
-    obj = {"x": x, "back": x[::-1], "wide": np.broadcast_to(x[:2], (3, 2)), "field": pair["b"], "swapped": x.astype(">i4")}
+    obj = {
+        "x": x,
+        "back": x[::-1],
+        "wide": np.broadcast_to(x[:2], (3, 2)),
+        "field": pair["b"],
+        "swapped": x.astype(">i4"),
+    }
     theirs = written(obj)
     for key, value in obj.items():
         assert theirs[key].is_contiguous() and theirs[key].tolist() == value.tolist(), key
@@ -136,15 +150,38 @@ def test_jax_dtypes(written):
 def test_leaves(written, same):
     counter = collections.Counter({30: 1, 80: 2})
     ints = [0, 255, 256, 65535, 65536, -1, 2**31, -(2**31), 2**63, 2**70, -(2**2030)]
-    other = [None, True, "", "ü\udc80", b"", b"\xff", bytearray(b"x"), 1j, {"b", 1, "a"}, counter, torch.Size([2])]
-    obj = {"ints": ints, "other": other, "nan": float("nan"), 3: {None: ((), [{}], {}), (1, "a"): 1.5, -1: 2.5}}
+    other = [
+        None,
+        True,
+        "",
+        "ü\udc80",
+        b"",
+        b"\xff",
+        bytearray(b"x"),
+        1j,
+        {"b", 1, "a"},
+        counter,
+        torch.Size([2]),
+    ]
+    obj = {
+        "ints": ints,
+        "other": other,
+        "nan": float("nan"),
+        3: {None: ((), [{}], {}), (1, "a"): 1.5, -1: 2.5},
+    }
     theirs = written(obj)
     other[-1] = (2,)
     same(theirs, obj)
 
 
 def test_numpy_scalars_become_numbers(written):
-    obj = {"lr": np.float32(0.5), "i": np.int64(3), "b": np.True_, "bf": ml_dtypes.bfloat16(2), "s": np.str_("a")}
+    obj = {
+        "lr": np.float32(0.5),
+        "i": np.int64(3),
+        "b": np.True_,
+        "bf": ml_dtypes.bfloat16(2),
+        "s": np.str_("a"),
+    }
     theirs = written({**obj, np.int64(7): (np.float64(1.5),), "c": np.complex64(1j)})
     expected = {"lr": 0.5, "i": 3, "b": True, "bf": 2.0, "s": "a", 7: (1.5,), "c": 1j}
     assert theirs == expected and all(type(theirs[k]) is type(v) for k, v in expected.items())
