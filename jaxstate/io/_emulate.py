@@ -63,6 +63,11 @@ def _with_metadata(made: OrderedDict, state: object) -> OrderedDict:
     return made
 
 
+def _is_one_of(value: object, *texts: str) -> bool:
+    # The type comes first: what a file puts here may be an array, whose `==` is one more array.
+    return type(value) is str and value in texts
+
+
 # Python's own. Protocol 2 has no opcodes for bytes, sets and complex numbers: they are calls.
 
 
@@ -94,7 +99,7 @@ def _set(kind: type) -> Emulation:
 
 
 def _encode(args: tuple, budget: Budget) -> bytes | None:
-    if len(args) != 2 or type(args[0]) is not str or args[1] not in ("latin1", "latin-1"):
+    if len(args) != 2 or type(args[0]) is not str or not _is_one_of(args[1], "latin1", "latin-1"):
         return None
     budget.spend(len(args[0]))
     try:
@@ -131,7 +136,7 @@ def dtype_of(record: object) -> np.dtype | None:
         return None
     code, order = record.args[0] if record.args else None, record.state[1] if len(record.state) > 1 else None
     plain = type(code) is str and re.fullmatch(r"b1|[iu][1248]|f[248]|c8|c16", code)
-    return np.dtype(f"{order}{code}") if plain and order in ("<", ">", "|", "=") else None
+    return np.dtype(f"{order}{code}") if plain and _is_one_of(order, "<", ">", "|", "=") else None
 
 
 def _filled(dtype: np.dtype | None, shape, raw, order: str, budget: Budget) -> np.ndarray | None:
@@ -163,7 +168,7 @@ def _array(state: object, budget: Budget) -> np.ndarray | None:
 
 
 def _from_buffer(args: tuple, budget: Budget) -> np.ndarray | None:
-    if len(args) != 4 or args[3] not in ("C", "F"):
+    if len(args) != 4 or not _is_one_of(args[3], "C", "F"):
         return None
     return _filled(dtype_of(args[1]), args[2], args[0], args[3], budget)
 

@@ -206,9 +206,12 @@ def test_colliding_keys(refused, loaded):
 
 @pytest.mark.parametrize(
     "operand",
-    [b"X\xff\xff\xff\xff", b"\x8d" + b"\xff" * 8, b"\x8e" + b"\xff" * 8, b"\x96" + b"\xff" * 7 + b"\x7f", b"B\xff\xff\xff\xff",
-     b"\x8b\xff\xff\xff\x7f", b"\x8b\xff\xff\xff\xff", b"T\xff\xff\xff\xff", b"\x95" + b"\xff" * 8, b"c", b"ca", b"K", b""],
-)  # fmt: skip
+    [
+        *(code + b"\xff" * 4 for code in (b"X", b"B", b"T", b"\x8b")),
+        *(code + b"\xff" * 7 + b"\x7f" for code in (b"\x8d", b"\x8e", b"\x96", b"\x95")),
+        *(b"\x8d" + b"\xff" * 8, b"\x8b\xff\xff\xff\x7f", b"c", b"ca", b"K", b""),
+    ],
+)
 def test_operands_behind_the_end(refused, operand):
     refused(archive(b"\x80\x02" + operand), "data.pkl: ")
 
@@ -342,6 +345,17 @@ def test_calls_that_rebuild_each_other(loaded):
     """`_rebuild_from_type_v2` of itself, 100 000 deep, recurses in torch."""
     one = b"ctorch._tensor\n_rebuild_from_type_v2\nq\x00(h\x00ctorch\nTensor\n)}t"
     assert isinstance(loaded(archive(b"\x80\x02" + one + b"R.")), Opaque)
+
+
+@pytest.mark.parametrize(
+    "function", [b"c_codecs\nencode\n", b"ccollections\nOrderedDict\n", b"c__builtin__\nset\n"]
+)
+def test_tensors_as_arguments_of_other_calls(loaded, function):
+    """An array must not be compared with anything: its `==` is an array, and of any size."""
+    for count in (1, 2, 4):
+        args = text("a") + tensor()[2:-1] + b"q\x05" + b"h\x05" * (count - 2) if count > 1 else tensor()[2:-1]
+        ours = loaded(archive(b"\x80\x02" + function + b"(" + args + b"tR.", [bytes(8)]))
+        assert isinstance(ours, Opaque) and len(ours.args) == count
 
 
 # Archives.
