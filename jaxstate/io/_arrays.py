@@ -130,6 +130,8 @@ def _from_raw(raw: Raw) -> Leaf:
 def _from_jax(array) -> Leaf:
     if _is_a(array, "jax.core", "Tracer"):
         raise FileError("a value that is being traced; save outside of jax.jit and its kin")
+    if array.is_deleted():
+        raise FileError("an array that was deleted or donated")
     if not array.is_fully_addressable:
         raise FileError("an array with parts on other hosts; gather it first")
     return Leaf(_row(array.dtype), array.shape, lambda: np.asarray(array))

@@ -36,15 +36,23 @@ class ZipWriter:
         self._written: list[_Written] = []
 
     def add(self, name: str, content: memoryview) -> None:
-        """Write one entry; `content` is read once, in pieces that fit a cache."""
+        """Write one entry; its bytes are read from memory once, and from the cache the second time."""
         offset, size, raw = self._file.tell(), content.nbytes, name.encode()
-        self._file.write(_local_header(raw, 0, size, offset))
+        crc = zlib.crc32(content) if size <= _PIECE else 0
+        self._file.write(_local_header(raw, crc, size, offset))
+        if size <= _PIECE:
+            self._file.write(content)
+        else:
+            crc = self._stream(content)
+            self._patch(offset + _CRC_AT, struct.pack("<L", crc))
+        self._written.append(_Written(raw, crc, size, offset))
+
+    def _stream(self, content: memoryview) -> int:
         crc = 0
         for piece in pieces(content):
             crc = zlib.crc32(piece, crc)
             self._file.write(piece)
-        self._patch(offset + _CRC_AT, struct.pack("<L", crc))
-        self._written.append(_Written(raw, crc, size, offset))
+        return crc
 
     def finish(self) -> None:
         """Write the directory; without it, there is no archive."""
