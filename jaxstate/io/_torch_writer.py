@@ -24,6 +24,8 @@ ROOT = "archive"
 _CONTAINERS = (dict, OrderedDict, Counter, list, tuple, set)
 _SCALARS = (type(None), bool, int, float, complex, str, bytes, bytearray)
 
+_AS_THEY_ARE = frozenset((*_CONTAINERS, *_SCALARS, Global, Opaque))
+
 _REBUILDS = frozenset(
     {
         "torch.device",
@@ -92,6 +94,8 @@ class Archive:
 
     def _resolve(self, value: object) -> object:
         """What the pickle says in the place of a value."""
+        if type(value) in _AS_THEY_ARE:
+            return value
         if id(value) in self._leaves:
             return self._tensor(id(value))
         if isinstance(value, Storage):

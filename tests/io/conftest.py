@@ -1,12 +1,14 @@
 """Shared by the tests of `io`: the oracle is torch, and equality is of bits, types, order and strides."""
 
+import time
 from collections import Counter, OrderedDict
 
 import numpy as np
 import pytest
 import torch
 
-from jaxstate.io import Raw
+from jaxstate.errors import FileError
+from jaxstate.io import Raw, load
 
 
 def bits_of_tensor(tensor):
@@ -85,3 +87,28 @@ def train(net, optimizer, steps, seed=0):
 @pytest.fixture
 def trained():
     return train
+
+
+@pytest.fixture
+def at_once():
+    start = time.process_time()
+    yield
+    assert time.process_time() - start < 5
+
+
+@pytest.fixture
+def loaded(tmp_path):
+    def read(content):
+        (tmp_path / "a.pt").write_bytes(content)
+        return load(tmp_path / "a.pt")
+
+    return read
+
+
+@pytest.fixture
+def refused(loaded):
+    def check(content, message=""):
+        with pytest.raises(FileError, match=f"a.pt: .*{message}"):
+            loaded(content)
+
+    return check
