@@ -1,0 +1,152 @@
+"""Reads safetensors: a length, a JSON header, and the tensors' bytes behind it, without a copy.
+
+The format is https://huggingface.co/docs/safetensors/index#format; the checks are those of its reference
+implementation (`safetensors/src/tensor.rs`), and beyond these a key that stands twice is refused.
+"""
+
+import json
+import struct
+from collections import OrderedDict
+from math import prod
+from typing import TypeGuard
+
+import numpy as np
+
+from jaxstate.errors import FileError
+
+from ._dtypes import BY_SAFETENSORS, PACKED_BITS
+from ._recognise import MAX_HEADER
+from ._records import Raw
+
+METADATA = "__metadata__"
+
+
+def read(data: np.ndarray) -> OrderedDict:
+    """The tensors by name, in the order of the header's keys; read-only views of `data`.
+
+    The header's `__metadata__`, where it has one, becomes the attribute `__metadata__` of the result, in
+    the way in which torch gives a state_dict its `_metadata`; `save` writes it back.
+
+    Raises:
+        FileError: the header is damaged, or the tensors do not tile the rest of the file exactly.
+    """
+    header, start = _header(data)
+    result = OrderedDict()
+    if METADATA in header:
+        result.__metadata__ = _metadata(header.pop(METADATA))  # pyright: ignore[reportAttributeAccessIssue]
+    spans = {name: _span(name, entry) for name, entry in header.items()}
+    _check_tiling(spans, len(data) - start)
+    for name, entry in header.items():
+        first, last = spans[name]
+        result[name] = _tensor(name, entry, data[start + first : start + last])
+    return result
+
+
+def _header(data: np.ndarray) -> tuple[dict, int]:
+    if len(data) < 8:
+        raise FileError("a safetensors file has at least 8 bytes")
+    (length,) = struct.unpack("<Q", bytes(data[:8]))
+    if length > min(MAX_HEADER, len(data) - 8):
+        raise FileError(
+            f"the header of {length} bytes does not fit a file of {len(data)}; the file is cut off"
+        )
+    return _parsed(bytes(data[8 : 8 + length])), 8 + length
+
+
+def _parsed(text: bytes) -> dict:
+    try:
+        header = json.loads(
+            text.decode(), object_pairs_hook=_unique, parse_constant=_refused, parse_float=_refused
+        )
+    except (ValueError, RecursionError) as error:
+        raise FileError(f"the header is not proper JSON: {str(error)[:200]}") from error
+    if type(header) is not dict or text[:1] != b"{":
+        raise FileError("the header is not a JSON object")
+    return header
+
+
+def _unique(pairs: list[tuple[str, object]]) -> dict:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        raise FileError("the header has a key twice; readers disagree which counts")
+    return result
+
+
+def _refused(text: str) -> None:
+    raise FileError(f"the header has the number {text[:40]}, and only whole numbers are due")
+
+
+def _metadata(value: object) -> dict[str, str]:
+    if type(value) is not dict or not all(type(text) is str for text in value.values()):
+        raise FileError(f"{METADATA} is not a map from text to text")
+    return value
+
+
+def _span(name: str, entry: object) -> tuple[int, int]:
+    fields = entry if type(entry) is dict else {}
+    offsets, shape = fields.get("data_offsets"), fields.get("shape")
+    if not (
+        _is_sizes(offsets) and len(offsets) == 2 and _is_sizes(shape) and type(fields.get("dtype")) is str
+    ):
+        raise FileError(f"entry {name[:200]!r} lacks a proper dtype, shape or data_offsets")
+    first, last = offsets
+    bits = _bits(name, fields["dtype"]) * prod(shape)
+    if (last - first) * 8 != bits:
+        raise FileError(
+            f"entry {name[:200]!r}: {fields['dtype']} of shape {shape} has {bits} bits, its offsets are for "
+            f"{last - first} bytes"
+        )
+    return first, last
+
+
+def _is_sizes(values: object) -> TypeGuard[list[int]]:
+    return (
+        type(values) is list and len(values) <= 64 and all(type(v) is int and 0 <= v < 2**63 for v in values)
+    )
+
+
+def _bits(name: str, dtype: str) -> int:
+    row = BY_SAFETENSORS.get(dtype)
+    bits = PACKED_BITS.get(dtype) or (row and 8 * row.itemsize)
+    if not bits:
+        raise FileError(f"entry {name[:200]!r} is of the unknown dtype {dtype[:40]!r}")
+    return bits
+
+
+def _check_tiling(spans: dict[str, tuple[int, int]], size: int) -> None:
+    end = 0
+    for name, (first, last) in sorted(spans.items(), key=lambda item: item[1]):
+        if first != end:
+            raise FileError(
+                f"entry {name[:200]!r} starts at byte {first} of the data, not at {end}: a hole or an overlap"
+            )
+        end = last
+    if end != size:
+        raise FileError(f"the header describes {end} bytes of data, the file has {size}; fetch it again")
+
+
+def _tensor(name: str, entry: dict, data: np.ndarray) -> np.ndarray | Raw:
+    row, shape = BY_SAFETENSORS.get(entry["dtype"]), tuple(entry["shape"])
+    if prod(n or 1 for n in shape) >= 2**58:
+        raise FileError(f"entry {name[:200]!r}: an empty tensor of shape {shape}")
+    if row is None:
+        return Raw(entry["dtype"], shape, data)
+    if row.numpy is None:
+        return _paired(name, row.torch, shape, data)
+    return _native(data, row.numpy).reshape(shape)
+
+
+def _paired(name: str, dtype: str, shape: tuple[int, ...], data: np.ndarray) -> Raw:
+    """Two 4-bit floats a byte: torch counts the bytes, where the header counts the numbers."""
+    if not shape or shape[-1] % 2:
+        raise FileError(f"entry {name[:200]!r}: F4 of shape {shape}, whose last axis is not even")
+    halved = (*shape[:-1], shape[-1] // 2)
+    return Raw(dtype, halved, data.reshape(*halved, 1))
+
+
+def _native(data: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The file is little-endian; elsewhere the array is a copy."""
+    stored = dtype.newbyteorder("<") if dtype.kind != "V" else dtype
+    view = np.ndarray((len(data) // dtype.itemsize,), stored, data)
+    view.flags.writeable = False
+    return view if view.dtype.isnative else view.astype(dtype)

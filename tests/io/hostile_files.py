@@ -1,0 +1,45 @@
+"""Torch files put together by hand, so that any number in them can be a wrong one."""
+
+import io
+import struct
+import zipfile
+
+import numpy as np
+
+
+def archive(pkl, storages=(), root="archive", order=None, **more):
+    """A torch file with this pickle, as Python's zipfile writes it."""
+    entries = [(f"{root}/data.pkl", pkl), *((f"{root}/data/{i}", raw) for i, raw in enumerate(storages))]
+    entries += [(f"{root}/version", b"3\n"), *((f"{root}/{name}", raw) for name, raw in more.items())]
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as out:
+        for name, raw in order(entries) if order else entries:
+            out.writestr(name, raw)
+    return file.getvalue()
+
+
+def text(value):
+    return b"X" + struct.pack("<I", len(value.encode())) + value.encode()
+
+
+def number(value):
+    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def ints(values):
+    return b"(" + b"".join(map(number, values)) + b"t"
+
+
+def tensor(
+    offset=0, size=(2,), stride=(1,), numel=2, kind=b"torch\nFloatStorage", key="0", hooks=b"N", tail=b""
+):
+    """The pickle of one tensor, with any numbers."""
+    pid = b"(" + text("storage") + b"c" + kind + b"\n" + text(key) + text("cpu") + number(numel) + b"tQ"
+    args = pid + number(offset) + ints(size) + ints(stride) + b"\x89" + hooks + tail
+    return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + args + b"tR."
+
+
+def good():
+    """A file that is right, for the attacks to change."""
+    return archive(tensor(), [np.arange(2, dtype="f4").tobytes()])
