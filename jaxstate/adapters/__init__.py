@@ -1,0 +1,1 @@
+"""Adapters: how a live model of each library is read, and answered with a Binding."""
