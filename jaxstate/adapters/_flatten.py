@@ -6,7 +6,7 @@ for an image that is unflattened, the columns that made it. Which they are is re
 the function is traced, never run, and its dimensions are followed from the convolutions to the leaves.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -48,18 +48,18 @@ def find_flattens(
     """
     facts, met = _trace(function, leaves, inputs)
     known = labels(facts)
+    answers = {
+        (path, i): verdict(facts, known, facts.axes.resolve(dim))
+        for path, dims in met.items()
+        if path not in settled
+        for i, dim in enumerate(dims)
+    }
+    if problems := {place: why for place, why in answers.items() if isinstance(why, str)}:
+        raise BindingError("\n".join(_problems(problems)))
     found: dict[str, dict[int, Merged]] = {}
-    problems: list[str] = []
-    for path, i, dim in ((path, i, dim) for path, dims in met.items() for i, dim in enumerate(dims)):
-        if path in settled:
-            continue
-        answer = verdict(facts, known, facts.axes.resolve(dim))
+    for (path, i), answer in answers.items():
         if isinstance(answer, Merged):
             found.setdefault(path, {})[i] = answer
-        elif answer:
-            problems.append(_problem(path, i, facts.axes.length(dim), answer))
-    if problems:
-        raise BindingError("\n".join(problems))
     return found
 
 
@@ -75,9 +75,14 @@ def _trace(function: Callable[..., Any], leaves: Mapping[str, Any], inputs: tupl
     return facts, {path: value.dims for path, value in zip(paths, values, strict=False)}
 
 
-def _problem(path: str, i: int, length: int, why: str) -> str:
-    module = path.rpartition(".")[0] or path
-    return (
-        f'cannot tell torch\'s order of dimension {i} ({length}) of "{path}": {why}. '
-        f'Say what torch flattens there: flatten={{"{module}": (C, H, W)}}'
-    )
+def _problems(problems: Mapping[tuple[str, int], str]) -> Iterator[str]:
+    """One sentence for each module and reason."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for (path, i), why in problems.items():
+        module = path.rpartition(".")[0] or path
+        places.setdefault((module, why), []).append(f'dimension {i} of "{path}"')
+    for (module, why), where in places.items():
+        yield (
+            f"cannot tell torch's order of {', '.join(where)}: {why}. "
+            f'Say what torch flattens there: flatten={{"{module}": (C, H, W)}}'
+        )

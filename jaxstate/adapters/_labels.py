@@ -20,6 +20,7 @@ class Loss(NamedTuple):
 
     why: str
     mixed: bool
+    dim: Dim = ()
 
 
 class Labels(NamedTuple):
@@ -118,9 +119,9 @@ def _spread(known: Labels, leaks: list[_Leak]) -> dict[int, Loss]:
         before = dict(lost)
         for leak in leaks:
             if (loss := _loss(known, lost, leak)) is not None:
-                for atom in {atom for dim in leak.targets for atom in dim}:
+                for atom, dim in ((atom, dim) for dim in leak.targets for atom in dim):
                     if atom not in lost or loss.mixed > lost[atom].mixed:
-                        lost[atom] = loss
+                        lost[atom] = loss._replace(dim=dim)
     return lost
 
 

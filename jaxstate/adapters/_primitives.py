@@ -133,7 +133,8 @@ def _sort(facts: Facts, eqn: Any, values: Sequence[Value]) -> list[Dims]:
     """The sorted dimension's positions are new ones, the same in every result."""
     axis = eqn.params.get("dimension", len(_shape(eqn.outvars[0])) - 1)
     [new] = facts.fresh(_shape(eqn.outvars[0])[axis : axis + 1])
-    facts.lose([value.dims[axis] for value in values], [new], _name(eqn))
+    for value in values:
+        facts.kin(value.dims[axis], new, _name(eqn))
     whole = (tuple(values) * len(eqn.outvars))[: len(eqn.outvars)]
     return [(*value.dims[:axis], new, *value.dims[axis + 1 :]) for value in whole]
 

@@ -5,12 +5,11 @@ channel with spatial axes in any other order is permuted, where each of its atom
 and nothing says that torch held the image channels-last there itself, as a transformer does.
 """
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 from jaxstate.adapters._axes import Dim
 from jaxstate.adapters._facts import Claim, Facts, Label
-from jaxstate.adapters._labels import TOKEN, Labels
+from jaxstate.adapters._labels import TOKEN, Labels, Loss
 from jaxstate.adapters._merged import Merged
 
 
@@ -25,13 +24,21 @@ class _Atom(NamedTuple):
 
 def verdict(facts: Facts, known: Labels, dim: Dim) -> Merged | str | None:
     """The axes to permute, or why they cannot be told, or None where there is nothing to do."""
-    mixtures = [known.lost[atom] for atom in dim if atom in known.lost and known.lost[atom].mixed]
-    if mixtures:
-        return f"image axes merged with channels pass through `{mixtures[0].why}`, which is not followed"
+    if mixture := _lost_mixture(known, dim):
+        return f"image axes merged with channels pass through `{mixture.why}`, which is not followed"
     atoms = [_atom(known, atom, dim) for atom in dim]
     if len(dim) < 2 or not _matters(known, atoms) or _in_order(atoms):
         return None
     return _refusal(facts, known, atoms) or _merged(facts, atoms)
+
+
+def _lost_mixture(known: Labels, dim: Dim) -> Loss | None:
+    """A mixture that was lost, unless this dimension is but a well-known part of it."""
+    losses = [(atom, known.lost[atom]) for atom in dim if atom in known.lost]
+    mixtures = [
+        loss for atom, loss in losses if loss.mixed and (set(loss.dim) <= set(dim) or not known.whole(atom))
+    ]
+    return next(iter(mixtures), None)
 
 
 def _atom(known: Labels, atom: int, dim: Dim) -> _Atom:
@@ -93,15 +100,17 @@ def _place(atom: _Atom) -> tuple[bool, int]:
 
 def _refusal(facts: Facts, known: Labels, atoms: list[_Atom]) -> str | None:
     """Why the order cannot be told."""
-    axes = {atom.axis for atom in atoms}
+    axes, spatial = _axes(atoms), [_place(atom) for atom in atoms if atom.kind == "s"]
     if any(atom.kind == "?" or len(atom.labels) > 1 for atom in atoms):
         return "it is used in two ways that contradict each other"
     if unknown := [atom for atom in atoms if not atom.kind]:
         return _unknown(facts, known, unknown)
-    if None in axes:
-        return "it merges a part of an image axis with other axes"
-    if len({axis.label for axis in axes if axis}) < len(axes):
+    if [atom for axis in axes for atom in axis.dim] != [atom.atom for atom in atoms]:
+        return "it merges parts of image axes"
+    if len({axis.label for axis in axes}) < len(axes):
         return "it merges two axes of the same kind"
+    if spatial != sorted(spatial):
+        return "it merges spatial axes in another order than a convolution has them"
     if any(TOKEN in atom.labels for atom in atoms) or _tokens(facts, known, atoms):
         return "the image's pixels are a sequence here, and torch may hold its channels last too"
     if _pointwise(facts, atoms):
@@ -141,44 +150,13 @@ def _pointwise(facts: Facts, atoms: list[_Atom]) -> bool:
     return any(within(fact.kept, spatial) and within(fact.made, channel) for fact in facts.pointwise)
 
 
-class _Piece(NamedTuple):
-    """Atoms that follow each other in one axis."""
-
-    axis: Claim
-    start: int
-    atoms: Dim
-
-
-def _pieces(atoms: list[_Atom]) -> Iterator[_Piece]:
-    piece: _Piece | None = None
-    for atom in atoms:
-        assert atom.axis is not None
-        at = atom.axis.dim.index(atom.atom)
-        if piece and piece.axis == atom.axis and piece.start + len(piece.atoms) == at:
-            piece = piece._replace(atoms=(*piece.atoms, atom.atom))
-            continue
-        if piece:
-            yield piece
-        piece = _Piece(atom.axis, at, (atom.atom,))
-    if piece:
-        yield piece
+def _merged(facts: Facts, atoms: list[_Atom]) -> Merged:
+    axes = _axes(atoms)
+    ordered = sorted(axes, key=lambda axis: (axis.label.kind == "s", axis.label.axis))
+    lengths = tuple((axis.label.name, facts.axes.length(axis.dim)) for axis in axes)
+    return Merged(lengths, tuple(axis.label.name for axis in ordered))
 
 
-def _merged(facts: Facts, atoms: list[_Atom]) -> Merged | None:
-    pieces = list(_pieces(atoms))
-    ordered = sorted(
-        pieces, key=lambda piece: (piece.axis.label.kind == "s", piece.axis.label.axis, piece.start)
-    )
-    names = {piece: _name(piece, ordered) for piece in pieces}
-    axes = tuple((names[piece], facts.axes.length(piece.atoms)) for piece in pieces)
-    return Merged(axes, tuple(names[piece] for piece in ordered)) if ordered != pieces else None
-
-
-def _torch_place(piece: _Piece) -> tuple[bool, int, int]:
-    return piece.axis.label.kind == "s", piece.axis.label.axis, piece.start
-
-
-def _name(piece: _Piece, pieces: list[_Piece]) -> str:
-    """An axis in several pieces numbers them."""
-    same = [other for other in pieces if other.axis == piece.axis]
-    return piece.axis.label.name + (str(same.index(piece)) if len(same) > 1 else "")
+def _axes(atoms: list[_Atom]) -> list[Claim]:
+    """The whole axes that these atoms are of, in the order in which they come."""
+    return list(dict.fromkeys(atom.axis for atom in atoms if atom.axis))
