@@ -1,0 +1,137 @@
+"""Labels: which dimension is a channel and which is spatial, once all facts of a trace are in.
+
+A label passes to whatever is equal to its dimension, and to its kin. Where two axes of different kinds are
+merged, the merged dimension is a mixture; what is cut out of a mixture, or made of it in an unknown way,
+is lost.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from jaxstate.adapters._axes import Dim
+from jaxstate.adapters._facts import Claim, Facts, Label
+
+TOKEN = Label("s", -1, 99)  # spatial, but several axes were one before it was made
+
+
+class Loss(NamedTuple):
+    """Why a dimension's positions are not known; `mixed` if they were of several kinds."""
+
+    why: str
+    mixed: bool
+    dim: Dim = ()
+
+
+class Labels(NamedTuple):
+    """The labels of a trace, by dimension; and the losses of each atom."""
+
+    of: Mapping[Dim, frozenset[Label]]
+    around: Mapping[int, tuple[Claim, ...]]
+    lost: Mapping[int, Loss]
+
+    def whole(self, atom: int) -> frozenset[Label]:
+        """The labels that this atom bears alone."""
+        return self.of.get((atom,), frozenset())
+
+    def kinds(self, atom: int) -> set[str]:
+        """Spatial, channel or batch, as its own labels say; else as those of what it is a part of do."""
+        own = self.whole(atom) or {claim.label for claim in self.around.get(atom, ())}
+        return {label.kind for label in own}
+
+    def mixed(self, dim: Dim) -> bool:
+        """Are spatial axes and channels merged here, in another order than torch's?"""
+        kinds = [self.kinds(atom) for atom in dim]
+        spatial = [atom for atom, kind in enumerate(kinds) if "s" in kind]
+        channel = [atom for atom, kind in enumerate(kinds) if kind == {"c"}]
+        return bool(spatial and channel) and max(channel) > min(spatial)
+
+
+def labels(facts: Facts) -> Labels:
+    """Give every label to all that is equal or akin, until nothing new is said."""
+    resolve = facts.axes.resolve
+    claims = {Claim(resolve(dim), label) for dim, label in facts.claims if resolve(dim)}
+    resolved = (kin._replace(source=resolve(kin.source), target=resolve(kin.target)) for kin in facts.kins)
+    kins = list(dict.fromkeys(kin for kin in resolved if kin.source and kin.target))
+    known = _indexed(claims)
+    while new := {claim for kin in kins for claim in _passed(known, kin.source, kin.target)} - claims:
+        claims |= new
+        known = _indexed(claims)
+    return known._replace(lost=_losses(known, _leaks(facts, kins)))
+
+
+def _indexed(claims: Iterable[Claim]) -> Labels:
+    of, around = defaultdict(set), defaultdict(list)
+    for claim in claims:
+        of[claim.dim].add(claim.label)
+        for atom in claim.dim:
+            around[atom].append(claim)
+    labels_of = {dim: frozenset(found) for dim, found in of.items()}
+    return Labels(labels_of, {atom: tuple(found) for atom, found in around.items()}, {})
+
+
+def _passed(known: Labels, source: Dim, target: Dim) -> Iterator[Claim]:
+    """A label goes to kin both ways: a pool reads what a convolution wrote, or writes what one will read."""
+    for a, b in ((source, target), (target, source)):
+        yield from (Claim(b, label) for label in _common(known, a))
+
+
+def _common(known: Labels, dim: Dim) -> frozenset[Label]:
+    """The labels of a dimension as a whole."""
+    if dim in known.of:
+        return known.of[dim]
+    each = [known.whole(atom) or {claim.label for claim in known.around.get(atom, ())} for atom in dim]
+    if same := frozenset.intersection(*map(frozenset, each)):
+        return same
+    return frozenset({TOKEN} if all("s" in known.kinds(atom) for atom in dim) else ())
+
+
+class _Leak(NamedTuple):
+    """Where positions are lost: a slice of a mixture, or anything at all in an unknown primitive."""
+
+    sources: tuple[Dim, ...]
+    targets: tuple[Dim, ...]
+    why: str
+    any_label: bool
+
+
+def _leaks(facts: Facts, kins: Iterable) -> list[_Leak]:
+    def resolved(dims: Iterable[Dim]) -> tuple[Dim, ...]:
+        return tuple(map(facts.axes.resolve, dims))
+
+    return [
+        *(_Leak((kin.source,), (kin.target,), kin.why, False) for kin in kins if kin.indexed),
+        *(_Leak(resolved(loss.sources), resolved(loss.targets), loss.why, True) for loss in facts.losses),
+    ]
+
+
+def _losses(known: Labels, leaks: list[_Leak]) -> dict[int, Loss]:
+    """Downstream and upstream apart: what was concatenated with a mixture is no mixture itself."""
+    back = [leak._replace(sources=leak.targets, targets=leak.sources) for leak in leaks]
+    up, down = _spread(known, back), _spread(known, leaks)
+    return {**up, **down, **{atom: loss for atom, loss in up.items() if loss.mixed}}
+
+
+def _spread(known: Labels, leaks: list[_Leak]) -> dict[int, Loss]:
+    lost: dict[int, Loss] = {}
+    before = None
+    while before != lost:
+        before = dict(lost)
+        for leak in leaks:
+            if (loss := _loss(known, lost, leak)) is not None:
+                for atom, dim in ((atom, dim) for dim in leak.targets for atom in dim):
+                    if atom not in lost or loss.mixed > lost[atom].mixed:
+                        lost[atom] = loss._replace(dim=dim)
+    return lost
+
+
+def _loss(known: Labels, lost: Mapping[int, Loss], leak: _Leak) -> Loss | None:
+    atoms = [atom for dim in leak.sources for atom in dim]
+    earlier = [lost[atom] for atom in atoms if atom in lost]
+    if any(known.mixed(dim) for dim in leak.sources):
+        return Loss(leak.why, True)
+    if earlier:
+        return max(earlier, key=lambda loss: loss.mixed)
+    if leak.any_label and any(known.kinds(atom) & {"s", "c"} for atom in atoms):
+        return Loss(leak.why, False)
+    return None
