@@ -14,6 +14,7 @@ import optax
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
+from jaxstate.optim._double import rounded
 from jaxstate.optim._transform import transformation
 
 
@@ -61,8 +62,8 @@ def recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, d
     m, v, t = state["exp_avg"], state["exp_avg_sq"], state["step"] + 1
     if group["maximize"]:
         g = -g
-    # theta = theta - lr lambda theta, which rounds 1 - lr lambda as torch does; or g = g + lambda theta
-    decay = (1 - lr * lamb) * p - p if group["decoupled_weight_decay"] else 0
+    # theta = theta - lr lambda theta, rounded where torch rounds; or g = g + lambda theta
+    decay = rounded((1 - lr * lamb) * p) - p if group["decoupled_weight_decay"] else 0
     g = g if group["decoupled_weight_decay"] else g + lamb * p
     m = lerp(m, g, 1 - b1)  # m_t = beta1 m_{t-1} + (1 - beta1) g_t
     v = b2 * v + (1 - b2) * g * g  # v_t = beta2 v_{t-1} + (1 - beta2) g_t^2

@@ -65,7 +65,7 @@ class Double:
 
     def __rsub__(self, number: int) -> "Double":
         # The rounding of a sum is itself a float (Knuth, TAOCP 4.2.2), so none of it is lost.
-        total = number - self.high
+        total = rounded(number - self.high)
         taken = total - number
         error = (number - (total - taken)) + (-self.high - taken)
         return _normal(total, error - self.low)
@@ -102,6 +102,15 @@ class Double:
 
     def _at(self, array: Any) -> Any:
         return self.high.astype(array.dtype)
+
+
+def rounded(x: Any) -> Any:
+    """The value as the dtype holds it, before anything is done with it.
+
+    A compiler knows better otherwise: it fuses a product and a sum and rounds once, and finds that
+    `(1 - x) - 1` is `-x`. It does not see through a choice.
+    """
+    return jnp.where(x == x, x, jnp.nan)
 
 
 def split(number: float, dtype: Any) -> np.ndarray:

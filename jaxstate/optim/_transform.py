@@ -35,7 +35,9 @@ def transformation(
     groups = [_complete(group, options) for group in param_groups or [{"params": "*"}]]
     for checked in (options, *groups):
         algorithm.check(checked)
-    return optax.GradientTransformation(_init(algorithm, groups, binding), _update)
+    init: Any = _init(algorithm, groups, binding)
+    update: Any = _update
+    return optax.GradientTransformation(init, update)
 
 
 def _complete(group: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,18 +91,18 @@ def _check_dtypes(leaves: Mapping[str, Any]) -> None:
         raise OptimizerError(f"only real floating-point parameters can be optimized, not {listed}")
 
 
-def _update(grads: Any, state: State, params: Any = None) -> tuple[Any, State]:
+def _update(updates: Any, state: State, params: Any = None) -> tuple[Any, State]:
     if params is None:
         raise OptimizerError("torch's optimizers read the parameters: update(grads, state, params)")
     leaves, treedef = jax.tree.flatten(params)
     _check_paths(leaf_paths(params), state.paths)
-    groups, slopes, entries = state.groups, treedef.flatten_up_to(grads), _entries(state)
+    groups, slopes, entries = state.groups, treedef.flatten_up_to(updates), _entries(state)
     moved = [
         _one(state.algorithm, path, groups[path], *row)
         for path, *row in zip(state.paths, leaves, slopes, entries, strict=True)
     ]
-    updates = treedef.unflatten([update for update, _ in moved])
-    return updates, _with_entries(state, [entry for _, entry in moved])
+    new = _with_entries(state, [entry for _, entry in moved])
+    return treedef.unflatten([update for update, _ in moved]), new
 
 
 def _check_paths(found: Sequence[str], expected: Sequence[str]) -> None:
@@ -130,7 +132,7 @@ def _with_entries(state: State, entries: Sequence[Mapping[str, Any]]) -> State:
 def _one(
     algorithm: Algorithm, path: str, group: ParamGroup, p: Any, g: Any, entry: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """One parameter's update and state, rounded to the dtypes they are kept in."""
+    """The update and the state of one parameter, rounded to the dtypes they are kept in."""
     if g is None:
         # Minus zero, added, changes no bit; plus zero would turn a -0.0 around.
         return -jnp.zeros_like(p), entry
