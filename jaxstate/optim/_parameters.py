@@ -1,0 +1,140 @@
+"""Parameters: a Binding as an optimizer sees it, restricted to the leaves that the optimizer holds.
+
+A rule whose key and path share a hole is many rules at once, and here they are taken apart: each remaining
+one is a family of keys and leaves that belong together, whole or not at all, in one group and at one step.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from jaxstate.binding import AnyRule, Binding
+from jaxstate.declared import JaxOnly, Sum, Tied
+from jaxstate.errors import OptimizerError, quoted
+from jaxstate.rule import Rule
+from jaxstate.template import fill, holes
+
+Family = Rule | Sum | JaxOnly
+
+# Variables of a Linen model hold the parameters in a collection of this name, and optimizers see its content.
+PREFIXES = ("", "params.")
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """The torch parameters of an optimizer's leaves.
+
+    Args:
+        families: the rules of these leaves, none of them about another leaf.
+        names: torch's names of the parameters in the order of their ids, with the key of the rule that
+            moves each: another one for a tied array that is registered first under its second name.
+        prefix: what the Binding's paths have in front of the optimizer's.
+    """
+
+    families: tuple[Family, ...]
+    names: Mapping[str, str]
+    prefix: str
+
+    @classmethod
+    def of(cls, binding: Binding, paths: Sequence[str]) -> "Parameters":
+        """The parameters of these leaves.
+
+        Raises:
+            OptimizerError: leaves that no rule names, or rules that name more leaves than there are.
+        """
+        families = [family for rule in binding.rules for family in _families(rule)]
+        prefix = _prefix(families, paths)
+        here = {prefix + path for path in paths}
+        chosen = tuple(family for family in families if here & set(family.paths))
+        if torn := [family for family in chosen if not here.issuperset(family.paths)]:
+            raise OptimizerError(f"the optimizer holds a part of the leaves of {torn[0]}")
+        tied = {key: to for rule in binding.rules if isinstance(rule, Tied) for key, to in rule.pairs}
+        keys = {key for family in chosen for key in family.keys}
+        names = {name: tied.get(name, name) for name in binding.parameters}
+        return cls(chosen, {name: key for name, key in names.items() if key in keys}, prefix)
+
+    @cached_property
+    def keys_of(self) -> dict[str, tuple[str, ...]]:
+        """For each path the names that it is a part of, in id order; none for a leaf that torch lacks."""
+        rows = {path: set(family.keys) for family in self.families for path in self.own_paths(family)}
+        return {path: tuple(n for n, key in self.names.items() if key in row) for path, row in rows.items()}
+
+    @cached_property
+    def paths_of(self) -> dict[str, tuple[str, ...]]:
+        """For each name the paths that are a part of it."""
+        rows = {key: self.own_paths(family) for family in self.families for key in family.keys}
+        return {name: rows[key] for name, key in self.names.items()}
+
+    @cached_property
+    def sums(self) -> dict[str, Sum]:
+        """The names whose torch parameters the model holds only as a sum."""
+        rows = {key: family for family in self.families if isinstance(family, Sum) for key in family.keys}
+        return {name: rows[key] for name, key in self.names.items() if key in rows}
+
+    def own_paths(self, family: Family) -> tuple[str, ...]:
+        """The optimizer's names for the leaves of a family."""
+        return tuple(path.removeprefix(self.prefix) for path in family.paths)
+
+    def to_torch(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
+        """torch's arrays of these leaves by name; leaves of a family come together."""
+        placed = {self.prefix + path: leaf for path, leaf in leaves.items()}
+        arrays: dict[str, Any] = {}
+        for family in self._moved(placed):
+            arrays |= family.state_dict(placed)
+        return {name: arrays[key] for name, key in self.names.items() if key in arrays}
+
+    def to_jax(self, arrays: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+        """The leaves of torch's arrays, which have shapes that fit; `like` are leaves, perhaps abstract."""
+        by_key = {key: arrays[name] for name, key in self.names.items() if name in arrays}
+        placed = {self.prefix + path: leaf for path, leaf in like.items()}
+        moved = [family.of(placed).leaves(by_key) for family in self._moved(placed)]
+        return {path.removeprefix(self.prefix): leaf for row in moved for path, leaf in row.items()}
+
+    def shapes(self, like: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """torch's shape by name, for leaves that may be abstract."""
+        placed = {self.prefix + path: leaf for path, leaf in like.items()}
+        shapes: dict[str, tuple[int, ...]] = {}
+        for family in self._moved(placed):
+            shapes |= family.of(placed).shapes
+        return {name: shapes[key] for name, key in self.names.items() if key in shapes}
+
+    def _moved(self, placed: Mapping[str, Any]) -> list[Rule]:
+        rules = [family for family in self.families if isinstance(family, Rule)]
+        return [rule for rule in rules if any(path in placed for path in rule.paths)]
+
+
+def _families(rule: AnyRule) -> Iterable[Family]:
+    if isinstance(rule, Rule):
+        return [] if rule.buffer else _apart(rule)
+    return [rule] if isinstance(rule, (Sum, JaxOnly)) else []
+
+
+def _apart(rule: Rule) -> list[Rule]:
+    """One rule for each value of the holes that key and path share."""
+    values = dict(rule.names)
+    shared = [axis for axis in holes(rule.key) if axis in holes(rule.path)]
+    rest = {axis: row for axis, row in values.items() if axis not in shared}
+    if not shared:
+        return [rule]
+    rows = [dict(zip(shared, row, strict=True)) for row in product(*(values[axis] for axis in shared))]
+    return [_at(rule, row, rest) for row in rows]
+
+
+def _at(rule: Rule, row: Mapping[str, Any], rest: Mapping[str, Any]) -> Rule:
+    axes: dict[str, Any] = {**rest, **dict(rule.sizes)}
+    names = fill(rule.key, row), fill(rule.path, row)
+    return Rule(*names, rule.pattern, shape=rule.shape, dtype=rule.dtype, **axes)
+
+
+def _prefix(families: Sequence[Family], paths: Sequence[str]) -> str:
+    claimed = {path for family in families for path in family.paths}
+    for prefix in PREFIXES:
+        if all(prefix + path in claimed for path in paths):
+            return prefix
+    loose = [path for path in paths if path not in claimed]
+    raise OptimizerError(
+        "the Binding does not bind these parameters:\n\t"
+        f"the optimizer has {quoted(loose)}\n\tthe Binding has {quoted(claimed - set(paths))}"
+    )

@@ -1,0 +1,133 @@
+"""state_dict: a State as torch writes it, `{"state": {id: {...}}, "param_groups": [{...}]}`.
+
+Ids count the parameters group by group; within a group they follow the names of the file that was loaded,
+or else the Binding. A parameter that was never updated has no entry.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxstate.binding import Binding
+from jaxstate.declared import JaxOnly
+from jaxstate.errors import OptimizerError, quoted
+from jaxstate.optim._optax import read_optax
+from jaxstate.optim._param_groups import ParamGroup
+from jaxstate.optim._parameters import Parameters
+from jaxstate.optim._state import State, find_state
+
+# torch counts in float32, where adding one to this changes nothing.
+LAST_STEP = 2**24
+
+
+def state_dict(
+    opt: Any, binding: Binding, *, optimizer: Any = None, param_names: bool | None = None
+) -> dict[str, Any]:
+    """`torch.optim.Optimizer.state_dict`: what torch's `load_state_dict` takes, once arrays are tensors.
+
+    Args:
+        opt: a state of this package's, a nest of optax states that holds one, or a plain optax state.
+        binding: pairs the optimizer's leaves with torch's keys; its order is that of the ids.
+        optimizer: for a plain optax state, the torch optimizer that it is: `js.optim.adamw(lr=..., ...)`.
+        param_names: whether groups name their parameters; by default as the file did that was loaded.
+
+    Returns:
+        torch's keys in torch's order; arrays are numpy's and own their memory, each its own.
+
+    Raises:
+        OptimizerError: a state that torch has no form for.
+
+    See also:
+        load_state_dict, the inverse. torch's documentation of both:
+        https://docs.pytorch.org/docs/stable/generated/torch.optim.Optimizer.state_dict.html
+
+    >>> import jaxstate.optim, jax.numpy as jnp
+    >>> from jaxstate.binding import Binding, Rule
+    >>> binding = Binding((Rule("fc.weight", "w", "i o -> o i"),))
+    >>> tx, params = jaxstate.optim.adam(), {"w": jnp.ones((2, 3))}
+    >>> _, opt = tx.update(params, tx.init(params), params)
+    >>> {key: array.shape for key, array in state_dict(opt, binding)["state"][0].items()}
+    {'step': (), 'exp_avg': (3, 2), 'exp_avg_sq': (3, 2)}
+    """
+    state = find_state(opt) if optimizer is None else read_optax(opt, optimizer)
+    parameters = Parameters.of(binding, state.paths)
+    steps = dict(zip(state.paths, np.asarray(state.step).tolist(), strict=True))
+    _check(parameters, steps)
+    named = any(g.param_names is not None for g in state.param_groups) if param_names is None else param_names
+    rows = [group_names(group, parameters) for group in state.param_groups]
+    ids = {name: i for i, name in enumerate(name for row in rows for name in row)}
+    entries = _entries(state, parameters, {name: steps[parameters.paths_of[name][0]] for name in ids})
+    return {
+        "state": {ids[name]: entries[name] for name in ids if entries[name]},
+        "param_groups": [
+            {
+                **({"param_names": list(row)} if named else {}),
+                **group.to_torch(),
+                "params": [ids[name] for name in row],
+            }
+            for group, row in zip(state.param_groups, rows, strict=True)
+        ],
+    }
+
+
+def group_names(group: ParamGroup, parameters: Parameters) -> tuple[str, ...]:
+    """torch's names of a group's parameters, in the order of their ids.
+
+    Raises:
+        OptimizerError: a parameter of which only a part is in the group.
+    """
+    paths, paths_of = set(group.paths), parameters.paths_of
+    names = tuple(name for name in parameters.names if paths & set(paths_of[name]))
+    if torn := [name for name in names if not paths.issuperset(paths_of[name])]:
+        raise OptimizerError(f"{quoted(torn)} are one parameter in torch and lie in several groups here")
+    kept = group.param_names
+    return kept if kept is not None and sorted(kept) == sorted(names) else names
+
+
+def _entries(
+    state: State, parameters: Parameters, steps: Mapping[str, int]
+) -> dict[str, dict[str, np.ndarray]]:
+    """torch's `state[p]` by name; empty where there is none."""
+    entries: dict[str, dict[str, np.ndarray]] = {name: {} for name in steps}
+    updated = [name for name, step in steps.items() if step > 0]
+    if state.algorithm.counts:
+        for name in updated:
+            entries[name]["step"] = np.array(min(steps[name], LAST_STEP), np.float32)
+    for buffer in state.buffers:
+        leaves = {path: np.asarray(leaf) for path, leaf in state.buffer(buffer).items()}
+        arrays = parameters.to_torch(leaves)
+        for name in updated:
+            if name in arrays:
+                entries[name][buffer] = np.array(arrays[name], order="C")
+    return entries
+
+
+def _check(parameters: Parameters, steps: Mapping[str, int]) -> None:
+    problems = [*refused_sums(parameters), *_untold(parameters, steps), *_uneven(parameters, steps)]
+    if problems:
+        raise OptimizerError("torch has no form for this state:\n\t" + "\n\t".join(problems))
+
+
+def refused_sums(parameters: Parameters) -> Iterator[str]:
+    """A sentence for each Sum among the parameters."""
+    for family in dict.fromkeys(map(id, parameters.sums.values())):
+        names = [name for name, rule in parameters.sums.items() if id(rule) == family]
+        yield (
+            f"{quoted(names)} are held as their sum, {quoted(parameters.paths_of[names[0]])}: each receives "
+            "the whole gradient in torch, so that their sum moves twice as far in a step, and no state of "
+            "one is a state of the other"
+        )
+
+
+def _untold(parameters: Parameters, steps: Mapping[str, int]) -> Iterator[str]:
+    for family in parameters.families:
+        for path in parameters.own_paths(family) if isinstance(family, JaxOnly) else ():
+            if steps[path]:
+                yield f"leaf {path} was trained, and torch's module has no parameter for it; freeze it"
+
+
+def _uneven(parameters: Parameters, steps: Mapping[str, int]) -> Iterator[str]:
+    for name, paths in parameters.paths_of.items():
+        if len(found := sorted({steps[path] for path in paths})) > 1:
+            yield f'"{name}" has one step in torch and {found} here, for {quoted(paths)}'

@@ -1,0 +1,146 @@
+"""Transformation: an Algorithm, mapped over the leaves of a tree, as an optax.GradientTransformation.
+
+What torch does for every optimizer alike is here: options of groups fall back on the constructor's, buffers
+have their parameter's dtype, arithmetic is done in float32 at least, a gradient of None skips the parameter.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxstate.binding import Binding
+from jaxstate.errors import OptimizerError
+from jaxstate.optim._algorithm import Algorithm
+from jaxstate.optim._param_groups import ParamGroup
+from jaxstate.optim._paths import leaf_paths
+from jaxstate.optim._select import select
+from jaxstate.optim._state import Absent, State, flatten_buffer
+
+
+def transformation(
+    algorithm: Algorithm,
+    options: Mapping[str, Any],
+    param_groups: Sequence[Mapping[str, Any]] | None,
+    binding: Binding | None,
+) -> optax.GradientTransformation:
+    """The transformation of an algorithm with these options of torch's constructor.
+
+    Raises:
+        OptimizerError: options that torch refuses, in torch's words; a group without `params`.
+    """
+    groups = [_complete(group, options) for group in param_groups or [{"params": "*"}]]
+    for checked in (options, *groups):
+        algorithm.check(checked)
+    init: Any = _init(algorithm, groups, binding)
+    update: Any = _update
+    return optax.GradientTransformation(init, update)
+
+
+def _complete(group: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    if "params" not in group:
+        raise OptimizerError(
+            f'a group says what its parameters are: {{"params": "*.bias", ...}}, not {group}'
+        )
+    return {**group, **{key: value for key, value in options.items() if key not in group}}
+
+
+def _init(
+    algorithm: Algorithm, groups: Sequence[Mapping[str, Any]], binding: Binding | None
+) -> Callable[[Any], State]:
+    def init(params: Any) -> State:
+        paths = leaf_paths(params)
+        _check_dtypes(dict(zip(paths, jax.tree.leaves(params), strict=True)))
+        chosen = (
+            select(paths, [group["params"] for group in groups], binding) if paths else [()] * len(groups)
+        )
+        options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
+        made = tuple(ParamGroup.of(algorithm, *pair) for pair in zip(options, chosen, strict=True))
+        names = {
+            path: algorithm.buffers(option)
+            for option, row in zip(options, chosen, strict=True)
+            for path in row
+        }
+        step = jnp.zeros(len(paths), jnp.int32)
+        return State(step, _buffers(params, paths, names), made, algorithm, paths)
+
+    return init
+
+
+def _buffers(params: Any, paths: Sequence[str], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    leaves, treedef = jax.tree.flatten(params)
+    every = dict.fromkeys(name for path in paths for name in names[path])
+    rows = list(zip(paths, leaves, strict=True))
+    return {
+        name: treedef.unflatten([_zeros(leaf) if name in names[path] else Absent() for path, leaf in rows])
+        for name in every
+    }
+
+
+def _zeros(leaf: Any) -> Any:
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.zeros_like(leaf)
+
+
+def _check_dtypes(leaves: Mapping[str, Any]) -> None:
+    strange = {p: leaf.dtype for p, leaf in leaves.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)}
+    if strange:
+        listed = ", ".join(f"{path} ({dtype})" for path, dtype in strange.items())
+        raise OptimizerError(f"only real floating-point parameters can be optimized, not {listed}")
+
+
+def _update(updates: Any, state: State, params: Any = None) -> tuple[Any, State]:
+    if params is None:
+        raise OptimizerError("torch's optimizers read the parameters: update(grads, state, params)")
+    leaves, treedef = jax.tree.flatten(params)
+    _check_paths(leaf_paths(params), state.paths)
+    groups, slopes, entries = state.groups, treedef.flatten_up_to(updates), _entries(state)
+    moved = [
+        _one(state.algorithm, path, groups[path], *row)
+        for path, *row in zip(state.paths, leaves, slopes, entries, strict=True)
+    ]
+    new = _with_entries(state, [entry for _, entry in moved])
+    return treedef.unflatten([update for update, _ in moved]), new
+
+
+def _check_paths(found: Sequence[str], expected: Sequence[str]) -> None:
+    if found != expected:
+        raise OptimizerError(f"these are not the parameters of init: {[*found]} instead of {[*expected]}")
+
+
+def _entries(state: State) -> list[dict[str, Any]]:
+    """torch's `state[p]` of every parameter, in leaf order."""
+    buffers = {name: flatten_buffer(tree)[0] for name, tree in state.buffers.items()}
+    return [
+        {"step": state.step[i]}
+        | {name: row[i] for name, row in buffers.items() if not isinstance(row[i], Absent)}
+        for i in range(len(state.paths))
+    ]
+
+
+def _with_entries(state: State, entries: Sequence[Mapping[str, Any]]) -> State:
+    step = jnp.stack([entry["step"] for entry in entries]) if entries else state.step
+    buffers = {
+        name: flatten_buffer(tree)[1].unflatten([entry.get(name, Absent()) for entry in entries])
+        for name, tree in state.buffers.items()
+    }
+    return replace(state, step=step, buffers=buffers)
+
+
+def _one(
+    algorithm: Algorithm, path: str, group: ParamGroup, p: Any, g: Any, entry: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The update and the state of one parameter, rounded to the dtypes they are kept in."""
+    if g is None:
+        # Minus zero, added, changes no bit; plus zero would turn a -0.0 around.
+        return -jnp.zeros_like(p), entry
+    if jnp.shape(g) != jnp.shape(p):
+        raise OptimizerError(f"the gradient of {path} has shape {jnp.shape(g)}, the parameter {jnp.shape(p)}")
+    dtype = jnp.promote_types(p.dtype, jnp.float32)
+    wide = {name: jnp.asarray(x, dtype) for name, x in entry.items() if name != "step"}
+    update, new = algorithm.recursion(
+        jnp.asarray(p, dtype), jnp.asarray(g, dtype), {**wide, "step": entry["step"]}, group
+    )
+    return update.astype(p.dtype), {name: x.astype(entry[name].dtype) for name, x in new.items()}
