@@ -352,7 +352,7 @@ def _loose_ties(rules: Sequence[AnyRule]) -> list[str]:
 
 
 def _is_ordered(state_dict: Arrays) -> bool:
-    return not hasattr(state_dict, "_safetensors_metadata")
+    return not hasattr(state_dict, "__metadata__")  # set by io on what a safetensors file held
 
 
 def _merged_order(keys: Sequence[str], found: Sequence[str]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from jaxstate.adapters import adapter_of
 from jaxstate.binding import Binding
 from jaxstate.convert import bind
 from jaxstate.errors import CheckpointError, near_names
-from jaxstate.optim import groups_from_json, groups_to_json
+from jaxstate.optim._groups_json import groups_from_json, groups_to_json
 
 ITEMS = ("params", "buffers", "optimizer")
 
@@ -156,7 +156,7 @@ def _check(stored: Mapping[str, Mapping[str, Any]], wanted: Mapping[str, Leaves]
         near = near_names([path for path in here if path not in there], there)
         lines += [f"{item}: did you mean {found} for {path}?" for path, found in near.items()]
         lines += [
-            f"{item}: {path} is {there[path][1]}{there[path][0]} in the checkpoint, {dtype}{shape} in the template"
+            f"{item}: {path} is {there[path]} in the checkpoint and {[shape, dtype]} in the template"
             for path, (shape, dtype) in here.items()
             if path in there and there[path] != [shape, dtype]
         ]

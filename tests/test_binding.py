@@ -144,7 +144,7 @@ def test_like_keeps_what_no_leaf_can_hold(binding, leaves):
 
 def test_a_file_that_keeps_no_order_gives_none(binding, leaves):
     file = OrderedDict(reversed(binding.state_dict(leaves).items()))
-    file._safetensors_metadata = {}
+    file.__metadata__ = {}
     assert binding.like(file).keys == binding.keys
 
 

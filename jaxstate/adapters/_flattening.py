@@ -95,9 +95,10 @@ def _refuse_suspects(reading: Reading, settled: set[str]) -> None:
         "positions each, which torch flattens in another order"
         for s in suspects
     ]
+    call = f'js.bind(model, flatten={{"{suspects[0].name}": (C, H, W)}})'
     remedy = (
-        "say js.bind(model, example_input), and the model is traced (nothing is computed); or js.bind(model, "
-        f'flatten={{"{suspects[0].name}": (C, H, W)}}), torch\'s shape; or flatten={{}} if nothing is flattened'
+        "say js.bind(model, example_input), and the model is traced (nothing is computed); "
+        f"or {call}, torch's shape of the image; or flatten={{}} if nothing is flattened"
     )
     raise BindingError("\n\t".join([*lines, remedy]))
 

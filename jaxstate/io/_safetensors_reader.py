@@ -24,16 +24,16 @@ METADATA = "__metadata__"
 def read(data: np.ndarray) -> OrderedDict:
     """The tensors by name, in the order of the header's keys; read-only views of `data`.
 
-    The header's `__metadata__`, where it has one, becomes the attribute `__metadata__` of the result, in
-    the way in which torch gives a state_dict its `_metadata`; `save` writes it back.
+    The header's `__metadata__`, empty where it has none, becomes the attribute `__metadata__` of the result,
+    in the way in which torch gives a state_dict its `_metadata`; `save` writes it back. The attribute also
+    tells that the order of the entries is the format's, which sorts them, and not a model's.
 
     Raises:
         FileError: the header is damaged, or the tensors do not tile the rest of the file exactly.
     """
     header, start = _header(data)
     result = OrderedDict()
-    if METADATA in header:
-        result.__metadata__ = _metadata(header.pop(METADATA))  # pyright: ignore[reportAttributeAccessIssue]
+    result.__metadata__ = _metadata(header.pop(METADATA, {}))  # pyright: ignore[reportAttributeAccessIssue]
     spans = {name: _span(name, entry) for name, entry in header.items()}
     _check_tiling(spans, len(data) - start)
     for name, entry in header.items():
