@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import layouts, left_shape
 
 from jaxstate.errors import LayoutError
 from jaxstate.layout import Layout, insert_axis
-from tests.strategies import layouts, left_shape
 
 
 def numbered(shape, dtype="int64"):

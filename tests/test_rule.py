@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from strategies import AXES, sides
 
 from jaxstate.errors import BindingError, LayoutError
 from jaxstate.rule import Rule
-from tests.strategies import AXES, sides
 
 
 @st.composite
