@@ -205,15 +205,23 @@ def _convolution(facts: Facts, eqn: Any, values: Sequence[Value]) -> list[Dims]:
     made[out[1]] = kernel[numbers.rhs_spec[0]]
     if eqn.params["batch_group_count"] == 1:
         made[out[0]] = image[numbers.lhs_spec[0]]
+    groups = eqn.params["feature_group_count"]
     channels, inner = image[numbers.lhs_spec[1]], kernel[numbers.rhs_spec[1]]
-    join = facts.equal if eqn.params["feature_group_count"] == 1 else facts.kin
-    join(channels, inner, why)
-    facts.claims.extend([*_named(image, numbers.lhs_spec), *_named(tuple(made), out)])
+    (facts.equal if groups == 1 else facts.kin)(_in_group(facts, channels, groups), inner, why)
+    for dims, spec in ((image, numbers.lhs_spec), (tuple(made), out)):
+        facts.claims.extend(_named(facts, dims, spec, groups))
     return [tuple(made)]
 
 
-def _named(dims: Dims, spec: Sequence[int]) -> list[Claim]:
-    rank = len(spec) - 2
+def _in_group(facts: Facts, dim: Dim, groups: int) -> Dim:
+    """The channels of one model, where a vmap over models made groups of them."""
+    first, *rest = facts.axes.resolve(dim) or (None,)
+    return tuple(rest) if rest and facts.axes.length((first,)) == groups else dim
+
+
+def _named(facts: Facts, dims: Dims, spec: Sequence[int], groups: int) -> list[Claim]:
+    rank, channels = len(spec) - 2, spec[1]
+    dims = (*dims[:channels], _in_group(facts, dims[channels], groups), *dims[channels + 1 :])
     labels = [Label("n"), Label("c"), *(Label("s", axis, rank) for axis in range(rank))]
     return [Claim(dims[axis], label) for axis, label in zip(spec, labels, strict=True)]
 
