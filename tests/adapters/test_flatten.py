@@ -31,6 +31,7 @@ from jaxstate.layout import Layout
 
 HWC = "(h w c) -> (c h w)"
 IMAGE = (2, 4, 5, 2)
+SPATIAL = st.lists(st.integers(1, 4), min_size=1, max_size=3)
 NORMS = {
     "none": None,
     "batch": partial(nnx.BatchNorm, use_running_average=True),
@@ -199,15 +200,17 @@ def test_without_the_permutation_the_outputs_differ():
 
 
 @settings(max_examples=8, deadline=None)
-@given(st.integers(1, 4), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.sampled_from(list(NORMS)))
-@example(3, [1, 1], "layer")
+@given(
+    st.integers(1, 4), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.sampled_from(["none", "batch"])
+)
+@example(3, [1, 1], "batch")
 def test_any_shape_gives_torchs_outputs(channels, spatial, norm):
     make, layers, net = classifier(channels, tuple(spatial), norm)
     assert_same_outputs(*leaves_of(make), torch_leaves(layers, "{1}.{2}"), net, images(2, spatial))
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 4), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(1, 2))
+@given(st.integers(1, 4), SPATIAL, st.integers(1, 2))
 def test_the_layout_of_any_answer_is_torchs_flatten(channels, spatial, batch):
     make, _, _ = classifier(channels, tuple(spatial), "none")
     function, leaves = leaves_of(make)
@@ -244,6 +247,8 @@ SAME_ANSWER = {
     "after a softmax over pixels": lambda x: flat(jax.nn.softmax(x, (1, 2))),
     "after standardising": lambda x: flat(jax.nn.standardize(x)),
     "after a roll": lambda x: flat(jnp.roll(x, 1, 1)),
+    "after the largest of each": lambda x: flat(jax.lax.top_k(x.swapaxes(1, 3), 4)[0].swapaxes(1, 3)),
+    "through models side by side": lambda x: flat(jnp.unstack(jnp.stack([x, 2 * x], 1), axis=1)[0]),
     "after a flip": lambda x: flat(jnp.flip(x, 2)),
     "after a sort": lambda x: flat(jnp.sort(x, 1)),
     "after a crop and a pad": lambda x: flat(jnp.pad(x[:, 1:-1], ((0, 0), (1, 1), (0, 0), (0, 0)))),

@@ -151,6 +151,29 @@ def test_what_is_joined_with_a_flattened_image_is_not_blamed():
     assert "action" not in str(refusal.value)
 
 
+def test_models_mapped_side_by_side_are_answered_each():
+    def call(net, x):
+        return net.fc(flat(net.again(net.conv(x))))
+
+    def make():
+        def member(key):
+            rngs = nnx.Rngs(key)
+            again = nnx.Conv(3, 3, (3, 3), rngs=rngs)
+            first = nnx.Conv(2, 3, (3, 3), rngs=rngs)
+            return Net(call, conv=first, again=again, fc=nnx.Linear(60, 5, rngs=rngs))
+
+        members = nnx.vmap(member)(jax.random.split(jax.random.key(0), 4))
+        run = nnx.vmap(lambda member, x: member(x), in_axes=(0, None))
+        return Net(lambda net, x: run(net.members, x), members=members)
+
+    assert find(make, IMAGE) == {"members.fc.kernel": {1: HWC}}
+
+
+def test_an_empty_batch_is_no_crash():
+    net = trunk(lambda net, x: net.fc(net.conv(x).mean((1, 2))), fc=fc(3))
+    assert find(net, (0, 4, 5, 2)) == {}
+
+
 # Models that flatten nothing bind without a word.
 
 
