@@ -4,6 +4,9 @@ JAX keeps an image as (H, W, C) and torch as (C, H, W). Wherever the two are fla
 by a permutation, and so do the parameters that meet the vector: a Linear's rows, a BatchNorm's scale, and
 for an image that is unflattened, the columns that made it. Which they are is read from the program itself:
 the function is traced, never run, and its dimensions are followed from the convolutions to the leaves.
+
+Convolutions are all that names an axis. An image that none reads or writes has no channel to speak of: a
+model that flattens its input straight into a linear layer gets no answer, and needs to be told.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
