@@ -4,6 +4,9 @@ JAX keeps an image as (H, W, C) and torch as (C, H, W). Wherever the two are fla
 by a permutation, and so do the parameters that meet the vector: a Linear's rows, a BatchNorm's scale, and
 for an image that is unflattened, the columns that made it. Which they are is read from the program itself:
 the function is traced, never run, and its dimensions are followed from the convolutions to the leaves.
+
+Convolutions are all that names an axis. An image that none reads or writes has no channel to speak of: a
+model that flattens its input straight into a linear layer gets no answer, and needs to be told.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,7 +18,7 @@ from jaxstate.adapters._facts import Facts, Value
 from jaxstate.adapters._labels import labels
 from jaxstate.adapters._merged import Merged
 from jaxstate.adapters._programs import follow
-from jaxstate.adapters._verdict import verdict
+from jaxstate.adapters._verdict import axis_name, verdict
 from jaxstate.errors import BindingError
 
 
@@ -61,6 +64,33 @@ def find_flattens(
         if isinstance(answer, Merged):
             found.setdefault(path, {})[i] = answer
     return found
+
+
+def find_images(
+    function: Callable[..., Any], leaves: Mapping[str, Any], *inputs: Any
+) -> dict[str, tuple[str, ...]]:
+    """Name the dimensions of leaves that hold an image unmerged: each axis is a dimension of its own.
+
+    Such is the kernel of a linear layer over the last three axes, or a norm's scale over all of them.
+    The arguments are those of `find_flattens`.
+
+    Returns:
+        For each leaf with a channel and a spatial dimension: a name for each dimension, or "".
+
+    >>> def model(leaves, image):
+    ...     axes = ("NHWC", "HWIO", "NHWC")
+    ...     image = jax.lax.conv_general_dilated(image, leaves["conv"], (1, 1), "SAME", None, None, axes)
+    ...     return jax.numpy.tensordot(image, leaves["fc"], 3)
+    >>> shapes = {"conv": (3, 3, 1, 6), "fc": (4, 5, 6, 10)}
+    >>> leaves = {path: jax.ShapeDtypeStruct(shape, "float32") for path, shape in shapes.items()}
+    >>> find_images(model, leaves, jax.ShapeDtypeStruct((2, 4, 5, 1), "float32"))
+    {'fc': ('h', 'w', 'c', '')}
+    """
+    facts, met = _trace(function, leaves, inputs)
+    known = labels(facts)
+    resolve = facts.axes.resolve
+    named = {path: tuple(axis_name(known, resolve(dim)) for dim in dims) for path, dims in met.items()}
+    return {path: names for path, names in named.items() if "c" in names and {*names} - {"c", ""}}
 
 
 def _trace(function: Callable[..., Any], leaves: Mapping[str, Any], inputs: tuple[Any, ...]):

@@ -6,11 +6,11 @@ is lost.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import NamedTuple
 
 from jaxstate.adapters._axes import Dim
-from jaxstate.adapters._facts import Claim, Facts, Label
+from jaxstate.adapters._facts import Claim, Facts, Kin, Label
 
 TOKEN = Label("s", -1, 99)  # spatial, but several axes were one before it was made
 
@@ -26,11 +26,11 @@ class Loss(NamedTuple):
 class Labels(NamedTuple):
     """The labels of a trace, by dimension; and the losses of each atom."""
 
-    of: Mapping[Dim, frozenset[Label]]
-    around: Mapping[int, tuple[Claim, ...]]
+    of: Mapping[Dim, Set[Label]]
+    around: Mapping[int, Set[Claim]]
     lost: Mapping[int, Loss]
 
-    def whole(self, atom: int) -> frozenset[Label]:
+    def whole(self, atom: int) -> Set[Label]:
         """The labels that this atom bears alone."""
         return self.of.get((atom,), frozenset())
 
@@ -50,33 +50,38 @@ class Labels(NamedTuple):
 def labels(facts: Facts) -> Labels:
     """Give every label to all that is equal or akin, until nothing new is said."""
     resolve = facts.axes.resolve
-    claims = {Claim(resolve(dim), label) for dim, label in facts.claims if resolve(dim)}
     resolved = (kin._replace(source=resolve(kin.source), target=resolve(kin.target)) for kin in facts.kins)
     kins = list(dict.fromkeys(kin for kin in resolved if kin.source and kin.target))
-    known = _indexed(claims)
-    while new := {claim for kin in kins for claim in _passed(known, kin.source, kin.target)} - claims:
-        claims |= new
-        known = _indexed(claims)
+    known = _spoken({Claim(resolve(dim), label) for dim, label in facts.claims if resolve(dim)}, kins)
     return known._replace(lost=_losses(known, _leaks(facts, kins)))
 
 
-def _indexed(claims: Iterable[Claim]) -> Labels:
-    of, around = defaultdict(set), defaultdict(list)
-    for claim in claims:
-        of[claim.dim].add(claim.label)
-        for atom in claim.dim:
-            around[atom].append(claim)
-    labels_of = {dim: frozenset(found) for dim, found in of.items()}
-    return Labels(labels_of, {atom: tuple(found) for atom, found in around.items()}, {})
+def _spoken(claims: set[Claim], kins: list[Kin]) -> Labels:
+    """All that follows from these claims. A kin is looked at again when its atoms have a new label."""
+    of, around, touching = defaultdict(set), defaultdict(set), defaultdict(dict)
+    for kin in kins:
+        for atom in (*kin.source, *kin.target):
+            touching[atom][kin] = None
+    known, waiting = Labels(of, around, {}), dict.fromkeys(kins)
+    while claims or waiting:
+        for claim in sorted(claims):
+            of[claim.dim].add(claim.label)
+            for atom in claim.dim:
+                around[atom].add(claim)
+                waiting |= touching[atom]
+        kin = waiting.popitem()[0] if waiting else None
+        claims = _passed(known, kin) if kin else set()
+    return known
 
 
-def _passed(known: Labels, source: Dim, target: Dim) -> Iterator[Claim]:
-    """A label goes to kin both ways: a pool reads what a convolution wrote, or writes what one will read."""
-    for a, b in ((source, target), (target, source)):
-        yield from (Claim(b, label) for label in _common(known, a))
+def _passed(known: Labels, kin: Kin) -> set[Claim]:
+    """What kin learn of each other: a pool reads what a convolution wrote, or writes what one will read."""
+    both = ((kin.source, kin.target), (kin.target, kin.source))
+    heard = {Claim(b, label) for a, b in both for label in _common(known, a)}
+    return {claim for claim in heard if claim.label not in known.of.get(claim.dim, ())}
 
 
-def _common(known: Labels, dim: Dim) -> frozenset[Label]:
+def _common(known: Labels, dim: Dim) -> Set[Label]:
     """The labels of a dimension as a whole."""
     if dim in known.of:
         return known.of[dim]
@@ -119,9 +124,9 @@ def _spread(known: Labels, leaks: list[_Leak]) -> dict[int, Loss]:
         before = dict(lost)
         for leak in leaks:
             if (loss := _loss(known, lost, leak)) is not None:
-                for atom, dim in ((atom, dim) for dim in leak.targets for atom in dim):
+                for atom, whole in ((atom, target) for target in leak.targets for atom in target):
                     if atom not in lost or loss.mixed > lost[atom].mixed:
-                        lost[atom] = loss._replace(dim=dim)
+                        lost[atom] = loss._replace(dim=whole)
     return lost
 
 

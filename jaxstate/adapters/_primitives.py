@@ -63,10 +63,11 @@ def _transpose(facts: Facts, eqn: Any, values: Sequence[Value]) -> list[Dims]:
 
 def _reshape(facts: Facts, eqn: Any, values: Sequence[Value]) -> list[Dims]:
     """The same positions in other products; a run that cannot be factored alike is kin as a whole."""
-    made = facts.fresh(_shape(eqn.outvars[0]))
-    if eqn.params.get("dimensions") is not None or prod(_shape(eqn.outvars[0])) == 0:
+    if prod(_shape(eqn.outvars[0])) == 0:
         return unknown(facts, eqn, values)
-    flat, target = (tuple(atom for dim in dims for atom in dim) for dims in (values[0].dims, made))
+    made = facts.fresh(_shape(eqn.outvars[0]))
+    dims = [values[0].dims[axis] for axis in eqn.params["dimensions"] or range(len(values[0].dims))]
+    flat, target = (tuple(atom for dim in each for atom in dim) for each in (dims, made))
     for old, new in facts.axes.runs(flat, target):
         facts.equal(old, new, _name(eqn))
     facts.merges.append(made)
@@ -131,7 +132,7 @@ def _unstack(facts: Facts, eqn: Any, values: Sequence[Value]) -> list[Dims]:
 
 def _sort(facts: Facts, eqn: Any, values: Sequence[Value]) -> list[Dims]:
     """The sorted dimension's positions are new ones, the same in every result."""
-    axis = eqn.params.get("dimension", len(_shape(eqn.outvars[0])) - 1)
+    axis = eqn.params["dimension" if "dimension" in eqn.params else "axis"]
     [new] = facts.fresh(_shape(eqn.outvars[0])[axis : axis + 1])
     for value in values:
         facts.kin(value.dims[axis], new, _name(eqn))
@@ -205,15 +206,23 @@ def _convolution(facts: Facts, eqn: Any, values: Sequence[Value]) -> list[Dims]:
     made[out[1]] = kernel[numbers.rhs_spec[0]]
     if eqn.params["batch_group_count"] == 1:
         made[out[0]] = image[numbers.lhs_spec[0]]
+    groups = eqn.params["feature_group_count"]
     channels, inner = image[numbers.lhs_spec[1]], kernel[numbers.rhs_spec[1]]
-    join = facts.equal if eqn.params["feature_group_count"] == 1 else facts.kin
-    join(channels, inner, why)
-    facts.claims.extend([*_named(image, numbers.lhs_spec), *_named(tuple(made), out)])
+    (facts.equal if groups == 1 else facts.kin)(_in_group(facts, channels, groups), inner, why)
+    for dims, spec in ((image, numbers.lhs_spec), (tuple(made), out)):
+        facts.claims.extend(_named(facts, dims, spec, groups))
     return [tuple(made)]
 
 
-def _named(dims: Dims, spec: Sequence[int]) -> list[Claim]:
-    rank = len(spec) - 2
+def _in_group(facts: Facts, dim: Dim, groups: int) -> Dim:
+    """The channels of one model, where a vmap over models made groups of them."""
+    atoms = facts.axes.resolve(dim)
+    return atoms[1:] if len(atoms) > 1 and facts.axes.length(atoms[:1]) == groups else dim
+
+
+def _named(facts: Facts, dims: Dims, spec: Sequence[int], groups: int) -> list[Claim]:
+    rank, channels = len(spec) - 2, spec[1]
+    dims = (*dims[:channels], _in_group(facts, dims[channels], groups), *dims[channels + 1 :])
     labels = [Label("n"), Label("c"), *(Label("s", axis, rank) for axis in range(rank))]
     return [Claim(dims[axis], label) for axis, label in zip(spec, labels, strict=True)]
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jaxstate.adapters._facts import Facts, Value
@@ -12,11 +13,11 @@ from jaxstate.adapters._primitives import RULES, unknown
 
 def follow(facts: Facts, jaxpr: Any, values: Iterable[Value]) -> list[Value]:
     """The results of a jaxpr for these arguments."""
-    known = {var: Value(facts.fresh(var.aval.shape)) for var in jaxpr.constvars}
-    known |= dict(zip(jaxpr.invars, values, strict=True))
+    known: dict[Any, Value] = {var: Value(facts.fresh(var.aval.shape)) for var in jaxpr.constvars}
+    known |= zip(jaxpr.invars, values, strict=True)
 
     def read(var: Any) -> Value:
-        return Value(facts.fresh(var.aval.shape)) if isinstance(var, Literal) else known[var]
+        return known[var] if not isinstance(var, Literal) else Value(facts.fresh(np.shape(var.val)))
 
     for eqn in jaxpr.eqns:
         known |= zip(eqn.outvars, _results(facts, eqn, [read(var) for var in eqn.invars]), strict=True)

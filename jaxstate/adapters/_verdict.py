@@ -32,6 +32,14 @@ def verdict(facts: Facts, known: Labels, dim: Dim) -> Merged | str | None:
     return _refusal(facts, known, atoms) or _merged(facts, atoms)
 
 
+def axis_name(known: Labels, dim: Dim) -> str:
+    """The name of the one image axis that a dimension is, or ""."""
+    atoms = [_atom(known, atom, dim) for atom in dim]
+    claims = {atom.axis for atom in atoms}
+    claim = claims.pop() if len(claims) == 1 else None
+    return claim.label.name if claim and claim.dim == dim and atoms[0].kind != "?" else ""
+
+
 def _lost_mixture(known: Labels, dim: Dim) -> Loss | None:
     """A mixture that was lost, unless this dimension is but a well-known part of it."""
     losses = [(atom, known.lost[atom]) for atom in dim if atom in known.lost]
@@ -105,7 +113,8 @@ def _refusal(facts: Facts, known: Labels, atoms: list[_Atom]) -> str | None:
         return "it is used in two ways that contradict each other"
     if unknown := [atom for atom in atoms if not atom.kind]:
         return _unknown(facts, known, unknown)
-    if [atom for axis in axes for atom in axis.dim] != [atom.atom for atom in atoms]:
+    whole = all(atom.axis for atom in atoms)
+    if not whole or [atom for axis in axes for atom in axis.dim] != [atom.atom for atom in atoms]:
         return "it merges parts of image axes"
     if len({axis.label for axis in axes}) < len(axes):
         return "it merges two axes of the same kind"

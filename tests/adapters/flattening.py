@@ -1,73 +1,87 @@
-"""Models of the flatten tests: small, in NNX and in Linen, and how they are traced."""
+"""Small models for the flatten tests, abstract ones: their leaves are shapes until a test fills them."""
 
 import jax
-import jax.numpy as jnp
+from flax import linen as nn
 from flax import nnx, traverse_util
 
 from jaxstate.adapters._flatten import find_flattens
 
 
-def functional(model, call=lambda model, *inputs: model(*inputs)):
-    """An NNX model as a function of its flat leaves, and these."""
-    graph, state = nnx.split(model)
+class Net(nnx.Module):
+    """Layers, and a function of them and the inputs."""
+
+    def __init__(self, call, **layers):
+        self.call = call
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+    def __call__(self, *inputs):
+        return self.call(self, *inputs)
+
+
+def rngs():
+    return nnx.Rngs(0)
+
+
+def conv(n_in, n_out, kernel=(3, 3), **options):
+    return nnx.Conv(n_in, n_out, kernel, rngs=rngs(), **options)
+
+
+def linear(n_in, n_out):
+    return nnx.Linear(n_in, n_out, rngs=rngs())
+
+
+def flat(x):
+    return x.reshape(x.shape[0], -1)
+
+
+def chw(x):
+    """Channels first, then flat."""
+    return flat(x.transpose(0, 3, 1, 2))
+
+
+def leaves_of(make):
+    """An NNX model as a function of its flat leaves, and these, abstract."""
+    graph, state = nnx.split(nnx.eval_shape(make))
     variables = {path: variable for path, variable in nnx.to_flat_state(state)}
     paths = {".".join(map(str, path)): path for path in variables}
 
     def function(leaves, *inputs):
-        flat = [(path, variables[path].replace(leaves[name])) for name, path in paths.items()]
-        return call(nnx.merge(graph, nnx.from_flat_state(flat)), *inputs)
+        flat_state = [(path, variables[path].replace(leaves[name])) for name, path in paths.items()]
+        return nnx.merge(graph, nnx.from_flat_state(flat_state))(*inputs)
 
     return function, {name: variables[path].get_value() for name, path in paths.items()}
 
 
-def find(model, *shapes, call=lambda model, *inputs: model(*inputs), **options):
-    """The flattens of an NNX model for inputs of these shapes."""
-    function, leaves = functional(model, call)
-    return find_flattens(
-        function, leaves, *(jax.ShapeDtypeStruct(shape, "float32") for shape in shapes), **options
-    )
-
-
-def find_linen(module, *shapes):
-    """The flattens of a Linen module, which is not even initialised: its variables are abstract."""
-    inputs = [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
+def leaves_of_linen(module, *inputs):
+    """A Linen module as a function of its flat leaves, and these, abstract."""
     variables = jax.eval_shape(lambda *xs: module.init(jax.random.key(0), *xs), *inputs)
-    leaves = traverse_util.flatten_dict(variables, sep=".")
 
     def function(leaves, *inputs):
         return module.apply(traverse_util.unflatten_dict(leaves, sep="."), *inputs)
 
-    return find_flattens(function, leaves, *inputs)
+    return function, traverse_util.flatten_dict(variables, sep=".")
 
 
-class Classifier(nnx.Module):
-    """A convolution, a flatten done by `flatten`, and layers on the vector."""
+def shaped(*shapes):
+    return [jax.ShapeDtypeStruct(shape, "float32") for shape in shapes]
 
-    def __init__(self, channels, spatial, flatten, norm=None, out=5):
-        rngs, kernel = nnx.Rngs(0), (3,) * len(spatial)
-        self.flatten, size = flatten, channels * int(jnp.prod(jnp.array(spatial)))
-        self.conv = nnx.Conv(2, channels, kernel, rngs=rngs)
-        self.norm = norm(size, rngs=rngs) if norm else None
-        self.fc = nnx.Linear(size, out, rngs=rngs)
-        self.head = nnx.Linear(out, 3, rngs=rngs)
 
+def find(make, *shapes, **options):
+    """The flattens of an NNX model, as {leaf: {dimension: "(h w c) -> (c h w)"}}."""
+    function, leaves = leaves_of(make)
+    found = find_flattens(function, leaves, *shaped(*shapes), **options)
+    return {leaf: {i: f"{m.left} -> {m.right}" for i, m in dims.items()} for leaf, dims in found.items()}
+
+
+class LinenNet(nn.Module):
+    """conv, relu, pool, flatten, norm, two dense layers."""
+
+    channels: int
+
+    @nn.compact
     def __call__(self, x):
-        x = self.flatten(nnx.relu(self.conv(x)))
-        x = self.norm(x) if self.norm else x
-        return self.head(nnx.gelu(self.fc(x), approximate=False))
-
-
-class Generator(nnx.Module):
-    """A linear layer that makes an image, with a norm on the vector, and a transposed convolution."""
-
-    def __init__(self, channels, spatial, norm=None):
-        rngs, size = nnx.Rngs(0), channels * int(jnp.prod(jnp.array(spatial)))
-        self.shape = (-1, *spatial, channels)
-        self.fc = nnx.Linear(7, size, rngs=rngs)
-        self.norm = norm(size, rngs=rngs) if norm else None
-        self.up = nnx.ConvTranspose(channels, 2, (3,) * len(spatial), rngs=rngs)
-
-    def __call__(self, z):
-        x = self.fc(z)
-        x = self.norm(x) if self.norm else x
-        return self.up(nnx.relu(x).reshape(self.shape))
+        x = nn.relu(nn.Conv(self.channels, (3, 3), name="conv")(x))
+        x = flat(nn.max_pool(x, (2, 2), (2, 2)))
+        x = nn.BatchNorm(use_running_average=True, name="norm")(x)
+        return nn.Dense(3, name="head")(nn.gelu(nn.Dense(5, name="fc")(x), approximate=False))
