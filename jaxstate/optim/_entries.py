@@ -59,7 +59,8 @@ class Entries:
             return 0
         if not self.state.algorithm.counts:
             return 1
-        return _whole(self.found[name].get("step"))
+        entry = self.found[name]
+        return _whole(entry.get("step")) if isinstance(entry, Mapping) else None
 
     def steps(self) -> dict[str, int | None]:
         """The step of every path: that of its names, which agree when there are no problems."""
@@ -75,7 +76,7 @@ class Entries:
             if isinstance(entry, Mapping):
                 yield from (f"{where} {problem}" for problem in self._of_entry(name, entry, cast))
             else:
-                yield f"{where} is no dict but {type(entry).__name__}"
+                yield f"{where} is no dict but {entry!r}"
         yield from self._uneven()
 
     def _of_entry(self, name: str, entry: Mapping[str, Any], cast: bool) -> Iterator[str]:
@@ -115,6 +116,7 @@ class Entries:
 
 def _present(entry: Any) -> Any:
     if not isinstance(entry, Mapping):
+        # What is no dict is no absent entry either, though it may be false.
         return entry or repr(entry)
     return {key: value for key, value in entry.items() if value is not None}
 
