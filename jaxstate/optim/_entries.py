@@ -43,7 +43,11 @@ class Entries:
         found = {name: _present(entries[i]) for name, i in ids.items() if i in entries}
         strange = tuple(i for i in entries if i not in set(ids.values()))
         return cls(
-            state, parameters, {name: entry for name, entry in found.items() if entry}, dict(ids), strange
+            state,
+            parameters,
+            {name: entry for name, entry in found.items() if entry != {}},
+            dict(ids),
+            strange,
         )
 
     def arrays(self, buffer: str) -> dict[str, np.ndarray]:
@@ -116,8 +120,7 @@ class Entries:
 
 def _present(entry: Any) -> Any:
     if not isinstance(entry, Mapping):
-        # What is no dict is no absent entry either, though it may be false.
-        return entry or repr(entry)
+        return entry
     return {key: value for key, value in entry.items() if value is not None}
 
 

@@ -118,7 +118,7 @@ def as_json(osd):
         (put("param_groups", 0, "params", [0, 1, "2"]), r"this state has '2'"),
         (put("param_groups", 0, "params", [0, 1, 1]), r"ids \[1\] stand for several parameters each"),
         (put("state", 99, {}), r"entries for ids that no group lists: \[99\]"),
-        (put("state", 0, None), r'state\[0\] \("b.weight"\) is no dict but 'None''),
+        (put("state", 0, None), r'state\[0\] \("b.weight"\) is no dict but None'),
         (put("state", 0, 3), r'state\[0\] \("b.weight"\) is no dict but 3'),
         (put("state", 0, "exp_avg", np.ones((2, 3), "f")), r"exp_avg of shape \(2, 3\).*has \(3, 2\)"),
         (put("state", 0, "exp_avg", "text"), r"exp_avg, which is no array but str"),
