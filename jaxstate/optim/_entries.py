@@ -43,7 +43,11 @@ class Entries:
         found = {name: _present(entries[i]) for name, i in ids.items() if i in entries}
         strange = tuple(i for i in entries if i not in set(ids.values()))
         return cls(
-            state, parameters, {name: entry for name, entry in found.items() if entry}, dict(ids), strange
+            state,
+            parameters,
+            {name: entry for name, entry in found.items() if entry != {}},
+            dict(ids),
+            strange,
         )
 
     def arrays(self, buffer: str) -> dict[str, np.ndarray]:
@@ -59,7 +63,8 @@ class Entries:
             return 0
         if not self.state.algorithm.counts:
             return 1
-        return _whole(self.found[name].get("step"))
+        entry = self.found[name]
+        return _whole(entry.get("step")) if isinstance(entry, Mapping) else None
 
     def steps(self) -> dict[str, int | None]:
         """The step of every path: that of its names, which agree when there are no problems."""
@@ -75,7 +80,7 @@ class Entries:
             if isinstance(entry, Mapping):
                 yield from (f"{where} {problem}" for problem in self._of_entry(name, entry, cast))
             else:
-                yield f"{where} is no dict but {type(entry).__name__}"
+                yield f"{where} is no dict but {entry!r}"
         yield from self._uneven()
 
     def _of_entry(self, name: str, entry: Mapping[str, Any], cast: bool) -> Iterator[str]:
@@ -115,7 +120,7 @@ class Entries:
 
 def _present(entry: Any) -> Any:
     if not isinstance(entry, Mapping):
-        return entry or repr(entry)
+        return entry
     return {key: value for key, value in entry.items() if value is not None}
 
 

@@ -29,7 +29,8 @@ def read_optax(opt: Any, optimizer: Any) -> State:
     # optax may keep mu in another dtype than the parameters', but nu has theirs.
     like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), getattr(node, list(fields)[-1]))
     state = find_state(optimizer.init(like))
-    count = getattr(node, "count", 1)
+    # Every tuple has a method of this name.
+    count = node.count if "count" in node._fields else 1
     known = not isinstance(count, jax.ShapeDtypeStruct)
     step = np.full(len(state.paths), np.asarray(count) if known else 0, np.int32)
     buffers = {name: getattr(node, field) for field, name in fields.items()}

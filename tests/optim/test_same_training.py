@@ -114,16 +114,13 @@ def test_equal_shapes_go_by_name(case):
     assert max(pair.errors(3, 3)) <= BOUND["float32"]
 
 
-def test_learning_rates_that_are_small_do_not_drift():
-    options = {"lr": 1e-5, "betas": (0.9, 0.9999), "weight_decay": 0.3}
+def test_large_parameters_decay_by_the_same_factor():
+    # Here 1 - lr * weight_decay is one rounding off where the product is formed in float32, which parameters
+    # that are large beside their steps feel every time: 1e-5 instead of 1e-7.
+    options = {"lr": 0.097, "weight_decay": 0.05}
     pair = Pair(torch.optim.AdamW, adamw(**options), EQUAL, options)
-    pair.start = {name: array * 0.1 for name, array in pair.start.items()}
-    reference = pair.torch_steps(*pair.torch(pair.start), 0, 12)
-    found, _ = pair.jax_steps(pair.start, pair.init(), 0, 12)
-    # The parameters move by 1e-4 and are rounded to 3e-8 in either library; a factor that is off by one
-    # rounding, and is applied in every step, would be off by 12 of those.
-    largest = max(np.max(np.abs(found[name] - reference[name])) for name in found)
-    assert largest <= 3 * np.spacing(np.float32(0.5))
+    pair.start = {name: array * np.float32(100) for name, array in pair.start.items()}
+    assert max(pair.errors(5, 7)) <= BOUND["float32"]
 
 
 FEW_EQUAL = EQUAL.only(["z.weight", "b.weight", "a.*.weight"])
