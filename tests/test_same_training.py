@@ -106,23 +106,25 @@ class Twins:
     def train_jax(self, model, tx, opt, first, last):
         graphdef, params, rest = nnx.split(model, nnx.Param, ...)
 
-        def loss(params, images, labels):
-            logits = nnx.merge(graphdef, params, rest)(images)
-            return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+        def loss(params, rest, images, labels):
+            model = nnx.merge(graphdef, params, rest, copy=True)
+            losses = optax.softmax_cross_entropy_with_integer_labels(model(images), labels)
+            return losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
         @jax.jit
-        def step(params, opt, images, labels):
-            updates, opt = tx.update(jax.grad(loss)(params, images, labels), opt, params)
-            return optax.apply_updates(params, updates), opt
+        def step(params, rest, opt, images, labels):
+            grads, rest = jax.grad(loss, has_aux=True)(params, rest, images, labels)
+            updates, opt = tx.update(grads, opt, params)
+            return optax.apply_updates(params, updates), rest, opt
 
         for images, labels in zip(self.images[first:last], self.labels[first:last], strict=True):
-            params, opt = step(params, opt, images.transpose(0, 2, 3, 1), labels)
+            params, rest, opt = step(params, rest, opt, images.transpose(0, 2, 3, 1), labels)
         return nnx.merge(graphdef, params, rest), opt
 
     def torch_to_jax(self, net, optimizer, path):
         torch.save({"model": net.state_dict(), "optimizer": optimizer.state_dict()}, path)
         file = js.load(path)
-        binding = js.Binding.like(self.binding, file["model"])
+        binding = self.binding.like(file["model"])
         model = js.load_state_dict(self.template, file["model"], binding)
         tx = self.transformation()
         opt = js.optim.load_state_dict(tx.init(nnx.state(model, nnx.Param)), file["optimizer"], binding)
@@ -177,14 +179,32 @@ def test_in_float64(model, optimizer, direction, tmp_path):
     assert apart(stayed, moved, start) < 1e-9
 
 
-@pytest.mark.parametrize("direction", ["torch to jax", "jax to torch"])
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")
 @pytest.mark.parametrize("optimizer", ["momentum", "adam, amsgrad, decay", "adamw"])
-def test_in_float32_no_further_than_torch_from_itself(optimizer, direction, tmp_path):
-    twins = Twins("recipe", optimizer, "float32")
-    start, stayed, moved = ends(twins, direction, tmp_path / "net.pt")
-    itself = []
-    for seed in range(6):
+def test_in_float32_no_further_than_torch_from_itself(optimizer, tmp_path):
+    """JAX takes some steps in the middle; so does a torch that adds up the same terms in other orders."""
+    twins, third = Twins("recipe", optimizer, "float32"), BEFORE + AFTER // 2
+
+    def end(middle):
         net, optimizer = twins.start_torch()
-        twins.train_torch(net, optimizer, 0, BEFORE + AFTER, np.random.default_rng(seed).permutation(6))
-        itself.append(apart(stayed, twins.weights(net), start))
-    assert 0 < apart(stayed, moved, start) <= max(itself)
+        start = twins.weights(net)
+        twins.train_torch(net, optimizer, 0, BEFORE)
+        net, optimizer = middle(net, optimizer) or (net, optimizer)
+        twins.train_torch(net, optimizer, third, BEFORE + AFTER)
+        return start, twins.weights(net)
+
+    def in_jax(net, optimizer):
+        model, tx, opt = twins.torch_to_jax(net, optimizer, tmp_path / "there.pt")
+        return twins.jax_to_torch(*twins.train_jax(model, tx, opt, BEFORE, third), tmp_path / "back.pt")
+
+    def in_another_order(seed):
+        def middle(net, optimizer):
+            order = np.random.default_rng(seed).permutation(6)
+            with torch.backends.mkldnn.flags(enabled=seed % 2 == 0):
+                twins.train_torch(net, optimizer, BEFORE, third, order)
+
+        return middle
+
+    start, stayed = end(lambda net, optimizer: twins.train_torch(net, optimizer, BEFORE, third))
+    itself = [apart(stayed, end(in_another_order(seed))[1], start) for seed in range(8)]
+    assert 0 < apart(stayed, end(in_jax)[1], start) <= max(itself)
