@@ -23,7 +23,7 @@ BEFORE, AFTER = 4, 5
 class TorchNormed(torch.nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1)
+        self.conv = torch.nn.Conv2d(3, 4, 3, padding=1, bias=False)  # its gradient would be rounding alone
         self.bn = torch.nn.BatchNorm2d(4)
         self.fc = torch.nn.Linear(4 * 8 * 8, 10)
 
@@ -33,7 +33,7 @@ class TorchNormed(torch.nn.Module):
 
 class Normed(nnx.Module):
     def __init__(self, rngs):
-        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.conv = nnx.Conv(3, 4, (3, 3), use_bias=False, rngs=rngs)
         self.bn = nnx.BatchNorm(4, use_fast_variance=False, rngs=rngs)
         self.fc = nnx.Linear(4 * 8 * 8, 10, rngs=rngs)
 
