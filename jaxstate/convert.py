@@ -29,7 +29,7 @@ def bind(
     attention: str | None = None,
     multilayer: str | Sequence[str] = (),
     stacked: Mapping[str, int] | None = None,
-    flatten: Mapping[str, tuple[int, ...]] | None = None,
+    flatten: Mapping[str, tuple[int, ...] | None] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Binding:
     """Read a model: which torch key each of its leaves has, in which layout, in torch's order.
@@ -49,7 +49,8 @@ def bind(
         multilayer: names (patterns) of lists of RNNs that are the layers of one torch RNN, LSTM or GRU.
         stacked: for a scanned or vmapped module which axis of its leaves counts the layers, where shapes
             do not tell.
-        flatten: for a layer that reads a flattened image, the image's `(C, H, W)`; `{}` says there is none.
+        flatten: for a layer that reads a flattened image, the image's `(C, H, W)`, or None to take its
+            weights as they are; `{}` says that nothing is flattened.
         kwargs: keyword arguments of the model's call.
 
     Raises:

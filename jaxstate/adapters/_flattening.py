@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from jaxstate.adapters import _suspicion
-from jaxstate.adapters._flatten import find_flattens
+from jaxstate.adapters._flatten import find_flattens, find_images
 from jaxstate.adapters._merged import Merged
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Layer, Reading
@@ -34,29 +34,35 @@ def with_flattens(rules: Sequence[Any], reading: Reading, options: Options) -> l
     said = _said(reading, options.flatten or {})
     settled = {path for rule in options.rules for path in rule.paths} | set(said)
     if options.inputs and reading.call is not None:
-        found = _traced(reading, options, settled)
-    else:
-        found = {}
-        if options.flatten is None:
-            _refuse_suspects(reading, settled)
-    flattens = {**found, **said}
-    return [_split(rule, flattens) for rule in rules]
+        flattens, images = _traced(reading, options, settled)
+        whole = {path: names for path, names in images.items() if path in _readers(reading) - settled}
+        return [_reordered(_split(rule, {**flattens, **said}), whole) for rule in rules]
+    if options.flatten is None:
+        _refuse_suspects(reading, settled)
+    return [_split(rule, said) for rule in rules]
 
 
-def _traced(reading: Reading, options: Options, settled: set[str]) -> Flattens:
+def _traced(reading: Reading, options: Options, settled: set[str]) -> tuple[Flattens, Mapping[str, Any]]:
+    call: Any = reading.call
     try:
-        return find_flattens(reading.call, reading.leaves, *options.inputs, settled=settled)  # type: ignore
-    except BindingError:
-        raise
+        jax.eval_shape(call, dict(reading.leaves), *options.inputs)
     except Exception as error:
         raise BindingError(
             f"the model cannot be called with these example inputs: {type(error).__name__}: {error}; keyword "
             'arguments go into js.bind(model, *inputs, kwargs={"train": False})'
         ) from error
+    flattens = find_flattens(call, reading.leaves, *options.inputs, settled=settled)
+    return flattens, find_images(call, reading.leaves, *options.inputs)
 
 
-def _said(reading: Reading, flatten: Mapping[str, tuple[int, ...]]) -> Flattens:
-    """The leaves that the caller says meet an image: a layer's input axis, or the one axis of its vectors."""
+def _readers(reading: Reading) -> set[str]:
+    """The leaves of layers that meet an image axis by axis, in an order of their own choice."""
+    layers = [part for part in reading.found if isinstance(part, Layer) and part.kind in ("linear", "norm")]
+    return {layer.path + leaf for layer in layers for leaf in layer.actual}
+
+
+def _said(reading: Reading, flatten: Mapping[str, tuple[int, ...] | None]) -> Flattens:
+    """What the caller says of layers: the image that their input axis or their vectors hold, or None."""
     layers = {".".join(part.key): part for part in reading.found if isinstance(part, Layer)}
     said: dict[str, dict[int, Merged]] = {}
     for name, shape in flatten.items():
@@ -64,12 +70,15 @@ def _said(reading: Reading, flatten: Mapping[str, tuple[int, ...]]) -> Flattens:
             raise BindingError(
                 f'flatten={{"{name}": {shape}}}: there is no such layer; there are {list(layers)}'
             )
-        size, merged = int(np.prod(shape)), _image(shape)
-        for leaf, actual in layers[name].actual.items():
-            if actual and actual[0] == size and (layers[name].kind == "norm" or len(actual) > 1):
-                said.setdefault(layers[name].path + leaf, {})[0] = merged
-        if not any(path.startswith(layers[name].path) for path in said):
+        leaves = {layers[name].path + leaf: actual for leaf, actual in layers[name].actual.items()}
+        if shape is None:
+            said |= dict.fromkeys(leaves, {})
+            continue
+        size, vectors = int(np.prod(shape)), layers[name].kind == "norm"
+        meet = [p for p, actual in leaves.items() if actual[:1] == (size,) and (vectors or len(actual) > 1)]
+        if not meet:
             raise BindingError(f'flatten={{"{name}": {shape}}}: no leaf of {name} reads {size} features')
+        said |= {path: {0: _image(shape)} for path in meet}
     return said
 
 
@@ -146,6 +155,18 @@ def _with_image(rule: Rule, dimension: int, merged: Merged) -> Rule:
     sizes = {name: size for name, size in rule.sizes if name != axis}
     known = dict(buffer=rule.buffer, shape=rule.shape, dtype=rule.dtype)
     return Rule(rule.key, rule.path, pattern, **known, **dict(rule.names), **sizes, **merged.sizes)  # type: ignore
+
+
+def _reordered(rule: Any, images: Mapping[str, tuple[str, ...]]) -> Any:
+    """The rule of a leaf that has a dimension for each axis of an image: torch has the channels first."""
+    if not isinstance(rule, Rule) or rule.path not in images:
+        return rule
+    left, _, right = rule.pattern.partition(" -> ")
+    named = {axis: name for axis, name in zip(tokens(left), images[rule.path], strict=True) if name}
+    order = iter(sorted(named, key=lambda axis: "cdhw".index(named[axis])))
+    there = " ".join(next(order) if axis in named else axis for axis in tokens(right))
+    known = dict(buffer=rule.buffer, shape=rule.shape, dtype=rule.dtype)
+    return Rule(rule.key, rule.path, f"{left} -> {there}", **known, **dict(rule.names), **dict(rule.sizes))  # type: ignore
 
 
 def _in_group(side: str, axis: str) -> bool:

@@ -16,7 +16,7 @@ class Options:
     attention: str | None = None
     multilayer: Sequence[str] = ()
     stacked: Mapping[str, int] = field(default_factory=dict)
-    flatten: Mapping[str, tuple[int, ...]] | None = None
+    flatten: Mapping[str, tuple[int, ...] | None] | None = None
 
     @property
     def packed(self) -> bool | None:
