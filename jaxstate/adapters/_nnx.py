@@ -26,7 +26,7 @@ _OWN = ("_pytree__nodes", "_pytree__state", "_length")  # what NNX itself puts o
 
 def leaves(model: nnx.Module) -> dict[str, Any]:
     """Parameters and buffers by dotted path; values may be abstract. Random state and caches are left out."""
-    flat = nnx.to_flat_state(nnx.state(model))
+    flat = [*nnx.to_flat_state(nnx.state(model)), *_bare(model)]
     return unique([(_dotted(path), _value(leaf)) for path, leaf in flat if not isinstance(leaf, _PASSING)])
 
 
@@ -34,7 +34,22 @@ def with_leaves(model: nnx.Module, new: Mapping[str, Any]) -> nnx.Module:
     """A new module with these leaves; whatever is not given stays what it was."""
     graphdef, state = nnx.split(model)
     flat = [(path, _replaced(leaf, new.get(_dotted(path)))) for path, leaf in nnx.to_flat_state(state)]
-    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+    result = nnx.merge(graphdef, nnx.from_flat_state(flat))
+    for path, leaf in _bare(result):
+        _put(result, path, new.get(_dotted(path), leaf))
+    return result
+
+
+def _bare(model: nnx.Module) -> list[tuple[Path, jax.ShapeDtypeStruct]]:
+    """Abstract arrays outside of any Variable: NNX takes these for static attributes, not for state."""
+    return [(path, leaf) for path, leaf in nnx.iter_graph(model) if isinstance(leaf, jax.ShapeDtypeStruct)]
+
+
+def _put(node: Any, path: Path, value: Any) -> None:
+    *parents, last = path
+    for part in parents:
+        node = getattr(node, str(part)) if isinstance(node, nnx.Module) else node[part]
+    node.__setitem__(last, value) if isinstance(node, dict | list) else setattr(node, str(last), value)
 
 
 def without_values(model: nnx.Module) -> list[str]:
