@@ -4,7 +4,7 @@ NNX sorts attributes whenever a module passes through split, merge, jit or clone
 `__init__` assigned them survives in the module's own table of attributes, and that is the order read here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,27 +21,31 @@ from jaxstate.tree import unique
 Path = tuple[Any, ...]
 
 _PASSING = (nnx.RngState, nnx.Cache, nnx.Intermediate)  # what no torch module stores
+_NODES = (nnx.Module, dict, list, tuple)
 _OWN = ("_pytree__nodes", "_pytree__state", "_length")  # what NNX itself puts on a module
 
 
 def leaves(model: nnx.Module) -> dict[str, Any]:
     """Parameters and buffers by dotted path; values may be abstract. Random state and caches are left out."""
-    flat = [*nnx.to_flat_state(nnx.state(model)), *_bare(model)]
-    return unique([(_dotted(path), _value(leaf)) for path, leaf in flat if not isinstance(leaf, _PASSING)])
+    flat = [(p, _value(leaf)) for p, leaf in nnx.to_flat_state(nnx.state(model)) if _is_array(leaf)]
+    return unique([(_dotted(path), leaf) for path, leaf in [*flat, *_bare(model, flat)]])
 
 
 def with_leaves(model: nnx.Module, new: Mapping[str, Any]) -> nnx.Module:
     """A new module with these leaves; whatever is not given stays what it was."""
     graphdef, state = nnx.split(model)
-    flat = [(path, _replaced(leaf, new.get(_dotted(path)))) for path, leaf in nnx.to_flat_state(state)]
+    old = [(path, leaf, _dotted(path)) for path, leaf in nnx.to_flat_state(state)]
+    flat = [(path, _replaced(leaf, new.get(name))) for path, leaf, name in old]
     result = nnx.merge(graphdef, nnx.from_flat_state(flat))
-    for path, leaf in _bare(result):
+    for path, leaf in _bare(model, [(path, _value(leaf)) for path, leaf, _ in old]):
         _put(result, path, new.get(_dotted(path), leaf))
     return result
 
 
-def _bare(model: nnx.Module) -> list[tuple[Path, jax.ShapeDtypeStruct]]:
+def _bare(model: nnx.Module, flat: Sequence[tuple[Path, Any]]) -> list[tuple[Path, jax.ShapeDtypeStruct]]:
     """Abstract arrays outside of any Variable: NNX takes these for static attributes, not for state."""
+    if flat and not any(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in flat):
+        return []
     return [(path, leaf) for path, leaf in nnx.iter_graph(model) if isinstance(leaf, jax.ShapeDtypeStruct)]
 
 
@@ -93,7 +97,7 @@ class _Walk:
             yield from self._children(module, key, path)
 
     def _layer(self, module: Any, key: Key, path: Path, rules: Any, same_as: Key | None) -> Iterator[Layer]:
-        actual = {p: tuple(leaf.shape) for p, leaf in leaves(module).items()}
+        actual = {_dotted(p): tuple(_value(leaf).shape) for p, leaf in _arrays(module)}
         if actual:
             expected = {leaf: shape for leaf, shape in rules.expected.items() if leaf in actual}
             prefix = "".join(f"{part}." for part in path)
@@ -108,7 +112,7 @@ class _Walk:
             if _is_array(value):
                 yield self._leaf(value, (*key, str(name)), (*path, name), type(module).__name__)
         for name, value in items:
-            if isinstance(value, nnx.Module | dict | list | tuple) and not _is_array(value):
+            if isinstance(value, _NODES):
                 yield from self.module(value, (*key, str(name)), (*path, name))
 
     def _leaf(self, value: Any, key: Key, path: Path, owner: str) -> Leaf:
@@ -142,6 +146,15 @@ def _items(module: Any) -> list[tuple[Any, Any]]:
     order = [name for name in getattr(module, "_pytree__nodes", ()) if name in own]
     names = order + [name for name in own if name not in order]
     return [(name, own[name]) for name in names if name not in _OWN]
+
+
+def _arrays(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every array below a node of a known layer, which has no cycles."""
+    for name, value in _items(node):
+        if _is_array(value):
+            yield (*path, name), value
+        elif isinstance(value, _NODES):
+            yield from _arrays(value, (*path, name))
 
 
 def _is_array(value: Any) -> bool:

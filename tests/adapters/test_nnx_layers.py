@@ -1,7 +1,6 @@
 """Every layer of flax.nnx that has a twin in torch: the same function, and the same bits back."""
 
 import pytest
-import torch
 from _nnx_oracle import Case, assert_there_and_back, rngs
 from flax import nnx
 from torch import nn

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 import torch
-from _nnx_oracle import Case, assert_close, assert_there_and_back, as_jax, built, noise, randomized, rngs
+from _nnx_oracle import Case, as_jax, assert_close, assert_there_and_back, built, noise, randomized, rngs
 from flax import nnx
 from torch import nn
 from torch.nn.utils import parametrizations
