@@ -55,6 +55,14 @@ def kind_of(module: Any) -> str:
     return _KINDS.get(kind_class(module), "")  # type: ignore[arg-type]
 
 
+def owner_of(module: Any) -> str:
+    """The class of a module that is not known, and why it is not."""
+    kinds = type(module).__mro__
+    known = next((kind.__name__ for kind in kinds if kind in _LAYERS), None)
+    name = type(module).__name__
+    return f"{name} (a {known} with a __call__ of its own)" if known else name
+
+
 def declared(module: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every leaf below a module, as the layers there declare it."""
     shapes = dict(_DECLARED.get(kind_class(module), lambda m: {})(module))  # type: ignore[arg-type]
@@ -83,7 +91,8 @@ def _linear_general(module: nnx.LinearGeneral) -> RulesOf:
 
 
 def _prelu(module: nnx.PReLU) -> RulesOf:
-    return lambda expected, actual: _rules.prelu(expected or actual)
+    """A slope or one for each channel: the module does not say which, so the axes of stacks must be known."""
+    return lambda expected, actual: lambda depth: _rules.prelu({k: v[depth:] for k, v in actual.items()})
 
 
 def _cell(module: Any, suffix: str = "") -> list[Any]:
@@ -123,10 +132,12 @@ def _multilayer(module: Any) -> RulesOf:
 
 
 def _weight_norm(module: nnx.WeightNorm, options: Options) -> RulesOf:
+    if not module.scales:
+        raise BindingError("WeightNorm with use_scale=False has no magnitudes, torch's weight_norm has")
     inner = layer_of(module.layer_instance, options)
     return lambda expected, actual: _wrappers.weight_norm(
         inner.rules(_below(expected), _below(actual)) if inner else [],
-        {f"{name[0]}": f"scales.{name}" for name in module.scales if isinstance(name, tuple)},
+        {".".join(map(str, name)): f"scales.{name}" for name in module.scales or ()},
         module.feature_axes,
     )
 

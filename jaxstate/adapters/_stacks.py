@@ -61,7 +61,7 @@ def find_stacks(layers: Sequence[Any], given: Mapping[str, int]) -> Stacks:
         BindingError: a leaf that is not what its module declares; an axis that shapes do not tell.
     """
     named = tuple(_named_stack(layers, tuple(root.split(".")), axis) for root, axis in given.items())
-    rest = [layer for layer in layers if Stacks(named).of(layer.key) is None]
+    rest = [layer for layer in layers if layer.expected and Stacks(named).of(layer.key) is None]
     lengths = {id(layer): _lengths(layer) for layer in rest}
     stacked = [layer for layer in rest if lengths[id(layer)]]
     roots = _roots((), rest, {layer.key: lengths[id(layer)] for layer in stacked}) if stacked else []
@@ -125,6 +125,8 @@ def _named_stack(layers: Sequence[Any], root: Key, axis: int) -> Stack:
         if _below(layer.key, root)
         for leaf in layer.actual
     }
+    if not leaves:
+        raise BindingError(f'stacked={{"{".".join(root)}": {axis}}}: no layer has a name like that')
     lengths = {shape[axis] if -len(shape) <= axis < len(shape) else None for shape in leaves.values()}
     if len(lengths) != 1 or None in lengths:
         raise BindingError(
