@@ -141,10 +141,10 @@ class _Walk:
         self.above.pop()
 
     def _leaf(self, value: Any, key: Key, path: Path, owner: str) -> Leaf:
-        path = _dotted(self.canonical.get(id(value), path))
+        name = _dotted(self.canonical.get(id(value), path))
         first = self.met.setdefault(id(value), key) if isinstance(value, nnx.Variable) else key
         same_as = first if first != key else None
-        return Leaf(key, path, tuple(_value(value).shape), owner, not isinstance(value, nnx.Param), same_as)
+        return Leaf(key, name, tuple(_value(value).shape), owner, not isinstance(value, nnx.Param), same_as)
 
     def _is_multilayer(self, module: Any, key: Key) -> bool:
         if not isinstance(module, nnx.List | nnx.Sequential):

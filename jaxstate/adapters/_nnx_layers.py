@@ -14,7 +14,7 @@ from jaxstate.adapters._options import Options
 from jaxstate.errors import BindingError
 
 Shapes = Mapping[str, tuple[int, ...]]
-RulesOf = Callable[[Shapes, Shapes], list[Any]]  # of declared and of actual shapes
+RulesOf = Callable[[Shapes, Shapes], Any]  # of declared and of actual shapes; see `Layer.rules`
 
 
 @dataclass(frozen=True)

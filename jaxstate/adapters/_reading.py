@@ -92,7 +92,7 @@ def rules_of(found: Sequence[Layer | Leaf], options: Options) -> list[AnyRule]:
     """
     given = _Given(options.rules)
     stacks = find_stacks([part for part in found if isinstance(part, Layer)], options.stacked)
-    own = [(_layer_rules if isinstance(part, Layer) else _leaf_rules)(part, stacks) for part in found]
+    own = [_own_rules(part, stacks) for part in found]
     bound = {rule.paths: rule for rules in own for rule in rules or () if isinstance(rule, Rule)}
     rules, unknown = [], []
     for part, known in zip(found, own, strict=True):
@@ -104,6 +104,10 @@ def rules_of(found: Sequence[Layer | Leaf], options: Options) -> list[AnyRule]:
     if unknown:
         raise BindingError(_unknown(unknown))
     return list(_shared_once([*rules, *given.rest()]))
+
+
+def _own_rules(part: Layer | Leaf, stacks: Stacks) -> list[AnyRule] | None:
+    return _layer_rules(part, stacks) if isinstance(part, Layer) else _leaf_rules(part, stacks)
 
 
 def _layer_rules(layer: Layer, stacks: Stacks) -> list[AnyRule]:
@@ -139,14 +143,18 @@ def _shared_once(rules: Sequence[AnyRule]) -> Iterator[AnyRule]:
     """
     first: dict[tuple[str, ...], Rule] = {}
     for rule in rules:
-        owner = first.setdefault(rule.paths, rule) if isinstance(rule, Rule) else rule
-        if owner is not rule and rule.key != owner.key and not _same_layout(rule, owner):
-            raise BindingError(
-                f"{rule} and {owner} share a leaf and read it in different layouts: in torch these are "
-                "two parameters, one the transpose of the other"
-            )
-        tied = owner is not rule and rule.key != owner.key
-        yield Tied(rule.key, owner.key, dict(rule.names)) if tied else rule
+        yield _tie(rule, first.setdefault(rule.paths, rule)) if isinstance(rule, Rule) else rule
+
+
+def _tie(rule: Rule, owner: Rule) -> Rule | Tied:
+    if rule.key == owner.key:
+        return rule
+    if not _same_layout(rule, owner):
+        raise BindingError(
+            f"{rule} and {owner} share a leaf and read it in different layouts: in torch these are "
+            "two parameters, one the transpose of the other"
+        )
+    return Tied(rule.key, owner.key, dict(rule.names))
 
 
 def _same_layout(one: Rule, other: Rule) -> bool:

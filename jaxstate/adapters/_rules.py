@@ -29,14 +29,14 @@ def linear_general(shapes: Shapes, inputs: Sequence[int], outputs: Sequence[int]
     """torch.nn.Linear on flattened axes: positions of the kernel's input and output axes, in flat order."""
     axes = [f"a{n}" for n in range(len(shapes["kernel"]))]
     rows, columns = (" ".join(axes[n] for n in side) for side in (inputs, outputs))
-    sizes = dict(zip(axes, shapes["kernel"], strict=True))
+    sizes: dict[str, Any] = dict(zip(axes, shapes["kernel"], strict=True))
     kernel = Rule("weight", "kernel", f"{' '.join(axes)} -> ({columns}) ({rows})", **sizes)
     return _present(shapes, kernel, _flat_bias(shapes))
 
 
 def _flat_bias(shapes: Shapes) -> Rule:
     """Flax adds a bias of any shape in the order of its memory."""
-    sizes = {f"b{n}": size for n, size in enumerate(shapes.get("bias", ()))}
+    sizes: dict[str, Any] = {f"b{n}": size for n, size in enumerate(shapes.get("bias", ()))}
     return Rule("bias", "bias", f"{' '.join(sizes)} -> ({' '.join(sizes)})" if sizes else "-> 1", **sizes)
 
 

@@ -69,7 +69,8 @@ def _check_output_axis(rule: Rule) -> None:
 
 
 def _renamed(rule: Rule, key: str, prefix: str) -> Rule:
-    return Rule(key, prefix + rule.path, rule.pattern, **dict(rule.sizes))
+    sizes: dict[str, Any] = dict(rule.sizes)
+    return Rule(key, prefix + rule.path, rule.pattern, **sizes)
 
 
 def _scaled_axes(rule: Rule, feature_axes: Any) -> tuple[str, ...]:

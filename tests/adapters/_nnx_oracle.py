@@ -140,6 +140,7 @@ def assert_there_and_back(case: Case, theirs: torch.nn.Module | None = None) -> 
     model = js.load_state_dict(template, sd, binding)
     exact = js.state_dict(model, js.bind(model, like=sd, **case.options))
     assert_same_bits(exact, sd)
+    assert exact._metadata == sd._metadata
     assert_same_bits(assert_torch_takes(theirs, exact).state_dict(), sd)
     _assert_plain(case, theirs, js.state_dict(model, binding))
     ids = [name for name, _ in theirs.named_parameters()]
