@@ -16,6 +16,7 @@ from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import BindingError
 from jaxstate.layout import Layout
 from jaxstate.rule import Rule
+from jaxstate.spectral import Spectral
 
 Key = tuple[str, ...]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -126,7 +127,8 @@ def _moved(rule: AnyRule, layer: Layer) -> AnyRule:
         return rule
     if isinstance(rule, Rule) and rule.path in moved:
         return rule.renamed(moved[rule.path])
-    raise BindingError(f"{rule} shares a leaf with {', '.join(moved.values())}, and torch's module cannot")
+    shared = ", ".join(moved[path] for path in rule.paths if path in moved)
+    raise BindingError(f"{rule} shares {shared} with another layer, and no entry of torch's is a part of two")
 
 
 def _tied_leaf(leaf: Leaf, bound: Mapping[tuple[str, ...], Rule]) -> list[AnyRule]:
@@ -184,6 +186,8 @@ def _ties(new: Any, old: Any) -> list[Tied]:
         return []
     if isinstance(new, Sum):
         return [tie for pair in zip(new.parts, old.parts, strict=True) for tie in _ties(*pair)]
+    if isinstance(new, Spectral):
+        return [Tied(*pair) for pair in zip(new.keys, old.keys, strict=True)]
     axes = dict(new.names) if isinstance(new, Rule) else new.axes
     return [Tied(new.key, old.key, axes)]
 

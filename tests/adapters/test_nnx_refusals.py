@@ -59,6 +59,14 @@ class Transposed(nnx.Module):
         self.head.kernel = self.tok.embedding
 
 
+class TwoRnns(nnx.Module):
+    """One cell, in two modules that torch has a module of its own for."""
+
+    def __init__(self):
+        cell = nnx.LSTMCell(3, 4, rngs=rngs())
+        self.a, self.b = nnx.RNN(cell), nnx.RNN(cell)
+
+
 def _linear():
     return nnx.Linear(3, 4, rngs=rngs())
 
@@ -199,6 +207,12 @@ REFUSED = [
         _linear,
         {"rules": [js.Rule("w", "weight", "i o -> o i")]},
         "a rule names weight, and there is no such leaf",
+    ),
+    (
+        "a cell in two modules",
+        TwoRnns,
+        {},
+        "shares a.cell.ii.kernel, a.cell.if_.kernel, a.cell.ig.kernel, a.cell.io.kernel with another layer",
     ),
     (
         "low rank around a block",

@@ -1,6 +1,7 @@
 """Attention, normalised weights, low-rank adapters and containers, against torch's modules."""
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 import torch
 from _nnx_oracle import Case, as_jax, assert_close, assert_there_and_back, built, noise, randomized, rngs
@@ -293,3 +294,39 @@ def test_attention_of_another_query_is_the_same():
     model = js.load_state_dict(built(case.ours), theirs.state_dict())
     q, kv = noise(2, 5, 8), noise(2, 7, 8, seed=4)
     assert_close(model(as_jax(q), as_jax(kv)), theirs(q, kv, kv)[0].detach())
+
+
+def _of_every_kind():
+    linear = lambda: nnx.Linear(3, 4, rngs=rngs())  # noqa: E731
+    return nnx.List(
+        [
+            nnx.SpectralNorm(linear(), rngs=rngs()),
+            nnx.WeightNorm(linear(), rngs=rngs()),
+            nnx.BatchNorm(4, rngs=rngs()),
+            nnx.RNN(nnx.LSTMCell(3, 4, rngs=rngs())),
+            nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs()),
+            nnx.PReLU(),
+        ]
+    )
+
+
+def test_a_binding_of_every_kind_of_rule_survives_json():
+    model = built(_of_every_kind)
+    binding = js.bind(model)
+    sd = {key: noise(*shape).numpy() for key, shape in binding.shapes.items() if "batches" not in key}
+    like = binding.like(sd | {"2.num_batches_tracked": np.int64(5)})
+    again = js.Binding.from_json(like.to_json())
+    assert again == like and again != binding
+    written = again.state_dict(binding.leaves(sd))
+    assert all((written[key] == sd[key]).all() for key in sd)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_a_module_that_stands_twice_has_its_keys_twice(number):
+    model = nnx.Dict(b=built(_of_every_kind)[number])
+    model.a = model.b
+    binding = js.bind(model)
+    assert [key[2:] for key in binding.keys if key[0] == "b"] == [
+        key[2:] for key in binding.keys if key[0] == "a"
+    ]
+    assert binding.keys[0][0] == "b" and all(key[0] == "b" for key in binding.parameters)
