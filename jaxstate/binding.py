@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
 from jaxstate.errors import BindingError, Mismatch, StateDictError, near_names, quoted, size_mismatch
+from jaxstate.foreign import without_tensors
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
 from jaxstate.spectral import Spectral
@@ -132,9 +133,10 @@ class Binding:
         Raises:
             StateDictError: anything that `compare` would list.
         """
-        if not (comparison := self.compare(state_dict)):
+        arrays = without_tensors(state_dict)
+        if not (comparison := self.compare(arrays)):
             raise comparison.error()
-        return dict(self.each_leaf(state_dict))
+        return dict(self.each_leaf(arrays))
 
     def each_leaf(self, state_dict: Arrays) -> Iterator[tuple[str, Any]]:
         """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory."""
@@ -155,6 +157,7 @@ class Binding:
             untouched = tuple(key for key in self.keys if not matches(key, patterns))
             ignored = tuple(key for key in state_dict if key not in chosen)
             return replace(part.compare(chosen), untouched_keys=untouched, ignored_keys=ignored)
+        state_dict = without_tensors(state_dict)
         arrays, shapes = self._untied(state_dict), self.shapes
         free = {key for rule in self.rules if isinstance(rule, TorchOnly) for key in rule.keys}
         free |= {key for key, to in self._tied.items() if to in free}
@@ -192,11 +195,12 @@ class Binding:
         Raises:
             StateDictError: a state_dict that does not fit.
         """
-        if not (comparison := self.compare(state_dict)):
+        arrays = without_tensors(state_dict)
+        if not (comparison := self.compare(arrays)):
             raise comparison.error()
         return replace(
             self,
-            rules=tuple(rule.like(state_dict) for rule in self.rules),
+            rules=tuple(rule.like(arrays) for rule in self.rules),
             order=_merged_order(self.keys, list(state_dict)) if _is_ordered(state_dict) else self.order,
             metadata=getattr(state_dict, "_metadata", self.metadata),
         )

@@ -104,7 +104,7 @@ def state_dict(
         BindingError: leaves that do not fit the binding, or hold what torch has no place for.
     """
     leaves = adapter_of(model).leaves(model)
-    binding = _fitting(binding or bind(model), leaves)
+    binding = bind(model) if binding is None else _fitting(binding, leaves)
     if refused := [line for rule in binding.rules for line in rule.refused_leaves(leaves)]:
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
     arrays = _owned_arrays(binding, {path: np.asarray(leaf) for path, leaf in leaves.items()})
@@ -149,7 +149,7 @@ def load_state_dict(
         raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
     adapter = adapter_of(model)
     leaves = adapter.leaves(model)
-    binding = _fitting(binding or bind(model), leaves)
+    binding = bind(model) if binding is None else _fitting(binding, leaves)
     part = binding if only is None else binding.only(only)
     arrays = _chosen(state_dict, prefix, only)
     if not strict:
@@ -162,9 +162,9 @@ def load_state_dict(
 
 def _fitting(binding: Binding, leaves: Mapping[str, Any]) -> Binding:
     """The binding of all leaves; or of the parameters, if the tree holds just these."""
-    parameters = binding.of_parameters()
-    if set(leaves) == set(parameters.paths):
-        return parameters.of(leaves)
+    if set(leaves) != set(binding.paths):
+        parameters = binding.of_parameters()
+        binding = parameters if set(leaves) == set(parameters.paths) else binding
     return binding.of(leaves)
 
 

@@ -238,6 +238,7 @@ class Sum(Entry):
         sums: dict[str, Any] = {}
         for part in self.parts:
             for path, term in part.leaves(state_dict).items():
+                term = _widened(term, part.dtype)
                 sums[path] = sums[path] + term if path in sums else term
         return sums
 
@@ -273,6 +274,11 @@ def same_bits(left: Any, right: Any) -> bool:
     left, right = as_numpy(left), as_numpy(right)
     same = left.shape == right.shape and left.dtype == right.dtype
     return same and np.ascontiguousarray(left).tobytes() == np.ascontiguousarray(right).tobytes()
+
+
+def _widened(term: Any, dtype: str | None) -> Any:
+    """A term in the leaf's dtype if that holds it, so that a sum for a float32 leaf is no sum of bfloat16."""
+    return term.astype(dtype) if dtype and np.can_cast(term.dtype, dtype, "safe") else term
 
 
 def _zeros(leaf: Any) -> Any:

@@ -34,11 +34,11 @@ class CheckpointError(JaxstateError, ValueError):
 
 
 class Mismatch(NamedTuple):
-    """One entry that does not fit: its torch key, and what the file and the model say of it."""
+    """One entry that does not fit: its torch key, and the shapes of file and model."""
 
     key: str
-    found: str
-    expected: str
+    found: tuple[int, ...]
+    expected: tuple[int, ...]
 
 
 class StateDictError(JaxstateError, RuntimeError):

@@ -1,6 +1,7 @@
 """Arrays of other libraries as numpy arrays, recognised without importing the library."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -28,6 +29,13 @@ def as_numpy(array: Any) -> np.ndarray:
         return tensor.numpy()
     integer, dtype = known
     return tensor.contiguous().view(getattr(torch, integer)).numpy().view(dtype)
+
+
+def without_tensors(arrays: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The same entries, torch tensors among them as numpy arrays that share their memory."""
+    torch = sys.modules.get("torch")
+    tensors = {key for key, array in arrays.items() if torch and isinstance(array, torch.Tensor)}
+    return {key: as_numpy(v) if key in tensors else v for key, v in arrays.items()} if tensors else arrays
 
 
 def dtype_of(array: Any) -> np.dtype:

@@ -11,6 +11,7 @@ The name is that of "NCHW layout"; it is neither `torch.layout` nor the tiling o
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from math import prod
 from typing import Any
 
@@ -155,6 +156,7 @@ def insert_axis(pattern: str, axis: str, position: int) -> str:
     return " ".join([*dims[:position], axis, *dims[position:], arrow, *right.split()])
 
 
+@cache
 def _parse(pattern: str) -> tuple[Side, Side, frozenset[str]]:
     sides = pattern.split("->")
     if len(sides) != 2:

@@ -5,6 +5,7 @@ Values run as indices do, the last hole fastest.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
 from string import Formatter
 
@@ -13,6 +14,7 @@ from jaxstate.errors import BindingError
 Values = Mapping[str, Sequence[str | int]]
 
 
+@cache
 def holes(template: str) -> tuple[str, ...]:
     """The axes of a template, in order.
 

@@ -4,7 +4,7 @@ NNX sorts attributes whenever a module passes through split, merge, jit or clone
 `__init__` assigned them survives in the module's own table of attributes, and that is the order read here.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,29 +12,58 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxstate.adapters._nnx_layers import kind_of, layer_of
+from jaxstate.adapters._nnx_layers import kind_of, layer_of, owner_of
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
+from jaxstate.errors import BindingError
 from jaxstate.tree import unique
 
 Path = tuple[Any, ...]
 
 _PASSING = (nnx.RngState, nnx.Cache, nnx.Intermediate)  # what no torch module stores
+_NODES = (nnx.Pytree, dict, list, tuple)
 _OWN = ("_pytree__nodes", "_pytree__state", "_length")  # what NNX itself puts on a module
 
 
 def leaves(model: nnx.Module) -> dict[str, Any]:
-    """Parameters and buffers by dotted path; values may be abstract. Random state and caches are left out."""
-    flat = nnx.to_flat_state(nnx.state(model))
-    return unique([(_dotted(path), _value(leaf)) for path, leaf in flat if not isinstance(leaf, _PASSING)])
+    """Parameters and buffers by dotted path; values may be abstract. Random state and caches are left out.
+
+    Raises:
+        BindingError: a variable whose value is no array.
+    """
+    state = nnx.to_flat_state(nnx.state(model))
+    flat = [(path, _value(leaf)) for path, leaf in state if not isinstance(leaf, _PASSING)]
+    if strange := [f"{_dotted(path)} ({type(v).__name__})" for path, v in flat if not hasattr(v, "shape")]:
+        raise BindingError(f"these variables hold no array: {', '.join(strange)}")
+    return unique([(_dotted(path), leaf) for path, leaf in [*flat, *_bare(model, flat)]])
 
 
 def with_leaves(model: nnx.Module, new: Mapping[str, Any]) -> nnx.Module:
     """A new module with these leaves; whatever is not given stays what it was."""
     graphdef, state = nnx.split(model)
-    flat = [(path, _replaced(leaf, new.get(_dotted(path)))) for path, leaf in nnx.to_flat_state(state)]
-    return nnx.merge(graphdef, nnx.from_flat_state(flat))
+    old = [(path, leaf, _dotted(path)) for path, leaf in nnx.to_flat_state(state)]
+    flat = [(path, _replaced(leaf, new.get(name))) for path, leaf, name in old]
+    result = nnx.merge(graphdef, nnx.from_flat_state(flat))
+    for path, leaf in _bare(model, [(path, _value(leaf)) for path, leaf, _ in old]):
+        _put(result, path, new.get(_dotted(path), leaf))
+    return result
+
+
+def _bare(model: nnx.Module, flat: Sequence[tuple[Path, Any]]) -> list[tuple[Path, jax.ShapeDtypeStruct]]:
+    """Abstract arrays outside of any Variable: NNX takes these for static attributes, not for state."""
+    if flat and not any(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in flat):
+        return []
+    found = ((path, leaf) for path, leaf in nnx.iter_graph(model) if isinstance(leaf, jax.ShapeDtypeStruct))
+    known = {path for path, _ in flat}
+    return [(path, leaf) for path, leaf in found if path not in known]
+
+
+def _put(node: Any, path: Path, value: Any) -> None:
+    *parents, last = path
+    for part in parents:
+        node = getattr(node, str(part)) if isinstance(node, nnx.Pytree) else node[part]
+    node.__setitem__(last, value) if isinstance(node, dict | list) else setattr(node, str(last), value)
 
 
 def without_values(model: nnx.Module) -> list[str]:
@@ -45,9 +74,17 @@ def without_values(model: nnx.Module) -> list[str]:
 
 def read(model: nnx.Module, options: Options) -> Reading:
     """What the model registered, in order: known layers with their rules, and other arrays."""
-    found = list(_Walk(model, options).module(model, (), ()))
+    walk, known = _Walk(model, options), leaves(model)
+    found = list(walk.module(model, (), ()))
+    if idle := [pattern for pattern in options.multilayer if pattern not in walk.multilayers]:
+        raise BindingError(f"multilayer={idle}: no nnx.List or nnx.Sequential has such a name")
+    if lost := [part.path for part in found if isinstance(part, Leaf) and part.path not in known]:
+        raise BindingError(
+            f"NNX does not count these arrays as state, so their values are lost: {', '.join(lost)}; "
+            "assign them as nnx.data(array), or in a variable: nnx.BatchStat(array) is a buffer"
+        )
     call = lambda flat, *inputs: with_leaves(model, flat)(*inputs, **options.kwargs)  # noqa: E731
-    return Reading(found, leaves(model), call if callable(model) else None)
+    return Reading(found, known, call if callable(model) else None)
 
 
 @dataclass
@@ -57,12 +94,14 @@ class _Walk:
     model: nnx.Module
     options: Options
     met: dict[int, Key] = field(default_factory=dict)
+    above: list[Any] = field(default_factory=list)  # the modules that the walk is in
+    multilayers: set[str] = field(default_factory=set)  # the patterns that named a module
 
     def __post_init__(self):
         # NNX names a shared object by the first of its paths in sorted order, and so do its optimizers.
         graph = nnx.iter_graph(self.model)
         self.canonical = {
-            id(node): path for path, node in graph if isinstance(node, nnx.Module | nnx.Variable)
+            id(node): path for path, node in graph if isinstance(node, nnx.Pytree | nnx.Variable)
         }
 
     def module(self, module: Any, key: Key, path: Path) -> Iterator[Layer | Leaf]:
@@ -78,41 +117,41 @@ class _Walk:
             yield from self._children(module, key, path)
 
     def _layer(self, module: Any, key: Key, path: Path, rules: Any, same_as: Key | None) -> Iterator[Layer]:
-        actual = {p: tuple(leaf.shape) for p, leaf in leaves(module).items()}
-        if actual:
+        arrays = {_dotted(own): leaf for own, leaf in _arrays(module)}
+        if arrays:
+            actual = {own: tuple(_value(leaf).shape) for own, leaf in arrays.items()}
             expected = {leaf: shape for leaf, shape in rules.expected.items() if leaf in actual}
             prefix = "".join(f"{part}." for part in path)
-            yield Layer(
-                key, prefix, kind_of(module), rules.rules(expected, actual), expected, actual, same_as
-            )
+            places = {own: _dotted(self.canonical.get(id(leaf), ())) for own, leaf in arrays.items()}
+            elsewhere = {own: place for own, place in places.items() if place and place != prefix + own}
+            own_rules = rules.rules(expected, actual)
+            yield Layer(key, prefix, kind_of(module), own_rules, expected, actual, same_as, elsewhere)
 
     def _children(self, module: Any, key: Key, path: Path) -> Iterator[Layer | Leaf]:
-        """Own arrays first, then submodules, as in torch; each in order of assignment."""
-        items = [(name, value) for name, value in _items(module)]
+        """Own parameters first, then buffers, then submodules, as in torch; each in order of assignment."""
+        if any(module is other for other in self.above):
+            raise BindingError(f"{_dotted(path) or 'the model'} holds itself, below {'.'.join(key)}")
+        self.above.append(module)
+        items = _items(module)
+        own = [self._leaf(v, (*key, str(n)), (*path, n), owner_of(module)) for n, v in items if _is_array(v)]
+        yield from sorted(own, key=lambda leaf: leaf.buffer)
         for name, value in items:
-            if _is_array(value):
-                yield self._leaf(value, (*key, str(name)), (*path, name), type(module).__name__)
-        for name, value in items:
-            if isinstance(value, nnx.Module | dict | list | tuple) and not _is_array(value):
+            if isinstance(value, _NODES):
                 yield from self.module(value, (*key, str(name)), (*path, name))
+        self.above.pop()
 
     def _leaf(self, value: Any, key: Key, path: Path, owner: str) -> Leaf:
-        path = self.canonical.get(id(value), path)
+        name = _dotted(self.canonical.get(id(value), path))
         first = self.met.setdefault(id(value), key) if isinstance(value, nnx.Variable) else key
-        shape = tuple(_value(value).shape)
-        return Leaf(
-            key,
-            _dotted(path),
-            shape,
-            owner,
-            not isinstance(value, nnx.Param),
-            first if first != key else None,
-        )
+        same_as = first if first != key else None
+        return Leaf(key, name, tuple(_value(value).shape), owner, not isinstance(value, nnx.Param), same_as)
 
     def _is_multilayer(self, module: Any, key: Key) -> bool:
-        return matches(".".join(key), self.options.multilayer) and isinstance(
-            module, nnx.List | nnx.Sequential
-        )
+        if not isinstance(module, nnx.List | nnx.Sequential):
+            return False
+        named = {pattern for pattern in self.options.multilayer if matches(".".join(key), [pattern])}
+        self.multilayers |= named
+        return bool(named)
 
 
 def _items(module: Any) -> list[tuple[Any, Any]]:
@@ -127,6 +166,15 @@ def _items(module: Any) -> list[tuple[Any, Any]]:
     order = [name for name in getattr(module, "_pytree__nodes", ()) if name in own]
     names = order + [name for name in own if name not in order]
     return [(name, own[name]) for name in names if name not in _OWN]
+
+
+def _arrays(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
+    """Every array below a node of a known layer, which has no cycles."""
+    for name, value in _items(node):
+        if _is_array(value):
+            yield (*path, name), value
+        elif isinstance(value, _NODES):
+            yield from _arrays(value, (*path, name))
 
 
 def _is_array(value: Any) -> bool:

@@ -14,7 +14,7 @@ from jaxstate.adapters._options import Options
 from jaxstate.errors import BindingError
 
 Shapes = Mapping[str, tuple[int, ...]]
-RulesOf = Callable[[Shapes, Shapes], list[Any]]  # of declared and of actual shapes
+RulesOf = Callable[[Shapes, Shapes], Any]  # of declared and of actual shapes; see `Layer.rules`
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,14 @@ def kind_of(module: Any) -> str:
     return _KINDS.get(kind_class(module), "")  # type: ignore[arg-type]
 
 
+def owner_of(module: Any) -> str:
+    """The class of a module that is not known, and why it is not."""
+    kinds = type(module).__mro__
+    known = next((kind.__name__ for kind in kinds if kind in _LAYERS), None)
+    name = type(module).__name__
+    return f"{name} (a {known} with a __call__ of its own)" if known else name
+
+
 def declared(module: Any) -> dict[str, tuple[int, ...]]:
     """The shape of every leaf below a module, as the layers there declare it."""
     shapes = dict(_DECLARED.get(kind_class(module), lambda m: {})(module))  # type: ignore[arg-type]
@@ -76,47 +84,45 @@ def _simple(rules: Callable[[Shapes], list[Any]]) -> RulesOf:
 def _linear_general(module: nnx.LinearGeneral) -> RulesOf:
     if module.batch_axis:
         raise BindingError("LinearGeneral with batch_axis is a batch of matrices; torch.nn.Linear has one")
+    # Whatever order `axis` was said in, Flax sorts it: the kernel's axes stand as the input's do.
     count = len(module.in_features)
-    inputs = _flat_order(module.axis)
     outputs = range(count, count + len(module.out_features))
-    return lambda expected, actual: _rules.linear_general(expected, inputs, outputs)
-
-
-def _flat_order(axes: tuple[int, ...]) -> list[int]:
-    """Kernel axes in the order in which flattening the input would meet them."""
-    if min(axes) < 0 <= max(axes):
-        raise BindingError(
-            f"LinearGeneral over axes {axes}: say all of them from the front or all from the back"
-        )
-    return sorted(range(len(axes)), key=lambda n: axes[n])
+    return lambda expected, actual: _rules.linear_general(expected, range(count), outputs)
 
 
 def _prelu(module: nnx.PReLU) -> RulesOf:
-    return lambda expected, actual: _rules.prelu(expected or actual)
+    """A slope or one for each channel: the module does not say which, so the axes of stacks must be known."""
+    return lambda expected, actual: lambda depth: _rules.prelu({k: v[depth:] for k, v in actual.items()})
 
 
 def _cell(module: Any, suffix: str = "") -> list[Any]:
-    hidden = module.hidden_features
-    if type(module) is nnx.LSTMCell:
-        hidden_gates = ("hi", "hf", "hg", "ho")
-        return _rules.gated_cell(
-            suffix, ("ii", "if_", "ig", "io"), hidden_gates, (hidden_gates, hidden_gates)
-        )
-    if type(module) is nnx.OptimizedLSTMCell:
+    kind = kind_class(module)
+    if kind is nnx.LSTMCell:
+        hidden = ("hi", "hf", "hg", "ho")
+        return _rules.gated_cell(suffix, ("ii", "if_", "ig", "io"), hidden, (hidden, hidden))
+    if kind is nnx.OptimizedLSTMCell:
         return _rules.fused_cell(suffix, "dense_h")
-    zeros = (2 * hidden, 3 * hidden) if type(module) is nnx.GRUCell else None
-    return _rules.fused_cell(suffix, "dense_i", zeros)
+    hidden = module.hidden_features
+    return _rules.fused_cell(suffix, "dense_i", (2 * hidden, 3 * hidden) if kind is nnx.GRUCell else None)
 
 
 def _layers_of_rnn(module: Any, number: int, prefix: str) -> list[Any]:
     """The rules of one layer of a torch module: of an RNN, or of both directions of a Bidirectional."""
     if isinstance(module, nnx.Bidirectional):
-        forward = _layers_of_rnn(module.forward_rnn, number, f"{prefix}forward_rnn.")
-        cell = _cell(module.backward_rnn.cell, f"_l{number}_reverse")
-        return forward + [rule.at("", f"{prefix}backward_rnn.cell.") for rule in cell]
-    if not isinstance(module, nnx.RNN) or kind_class(module.cell) is None:
-        raise BindingError(f"{type(module).__name__} is no layer of a torch.nn.LSTM, GRU or RNN")
-    return [rule.at("", f"{prefix}cell.") for rule in _cell(module.cell, f"_l{number}")]
+        forward = _rules_of_rnn(module.forward_rnn, f"_l{number}", f"{prefix}forward_rnn.")
+        return forward + _rules_of_rnn(module.backward_rnn, f"_l{number}_reverse", f"{prefix}backward_rnn.")
+    return _rules_of_rnn(module, f"_l{number}", prefix)
+
+
+def _rules_of_rnn(module: Any, suffix: str, prefix: str) -> list[Any]:
+    cell = getattr(module, "cell", None)
+    if not isinstance(module, nnx.RNN) or kind_class(cell) not in _CELLS:
+        what = f"{type(module).__name__} around {type(cell).__name__}" if cell else type(module).__name__
+        raise BindingError(
+            f"{what} is no layer of a torch.nn.LSTM, GRU or RNN; give its class rules: "
+            f"js.bind(model, layers={{{type(module).__name__}: lambda module: [Rule(...), ...]}})"
+        )
+    return [rule.at("", f"{prefix}cell.") for rule in _cell(cell, suffix)]
 
 
 def _multilayer(module: Any) -> RulesOf:
@@ -126,10 +132,12 @@ def _multilayer(module: Any) -> RulesOf:
 
 
 def _weight_norm(module: nnx.WeightNorm, options: Options) -> RulesOf:
+    if not module.scales:
+        raise BindingError("WeightNorm with use_scale=False has no magnitudes, torch's weight_norm has")
     inner = layer_of(module.layer_instance, options)
     return lambda expected, actual: _wrappers.weight_norm(
         inner.rules(_below(expected), _below(actual)) if inner else [],
-        {f"{name[0]}": f"scales.{name}" for name in module.scales if isinstance(name, tuple)},
+        {".".join(map(str, name)): f"scales.{name}" for name in module.scales or ()},
         module.feature_axes,
     )
 
@@ -161,6 +169,8 @@ def _below(shapes: Shapes, prefix: str = "layer_instance.") -> Shapes:
 def _rank(module: nnx.LoRA) -> int:
     return module.lora_a.shape[-1]
 
+
+_CELLS = (nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell, nnx.SimpleCell)
 
 _LAYERS: Mapping[type, Callable[[Any, Options], RulesOf]] = {
     nnx.Linear: lambda m, o: _simple(_rules.linear),

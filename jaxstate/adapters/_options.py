@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jaxstate.errors import BindingError
+
 
 @dataclass(frozen=True)
 class Options:
@@ -17,6 +19,10 @@ class Options:
     multilayer: Sequence[str] = ()
     stacked: Mapping[str, int] = field(default_factory=dict)
     flatten: Mapping[str, tuple[int, ...] | None] | None = None
+
+    def __post_init__(self):
+        if self.attention not in (None, "packed", "separate"):
+            raise BindingError(f'attention="{self.attention}": say "packed", "separate" or nothing')
 
     @property
     def packed(self) -> bool | None:

@@ -5,7 +5,7 @@ of a module that is not), in torch's order of registration. What does not depend
 here: rules that the caller gave, stacked layers, tied modules, and the refusal of what is not known.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,9 @@ from jaxstate.adapters._stacks import Stacks, find_stacks
 from jaxstate.binding import AnyRule
 from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import BindingError
+from jaxstate.layout import Layout
 from jaxstate.rule import Rule
+from jaxstate.spectral import Spectral
 
 Key = tuple[str, ...]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -28,19 +30,22 @@ class Layer:
         key: the module's name in torch, its parts.
         path: what stands before each leaf's name, with the last dot; "" if the rules' paths are whole.
         kind: "linear", "conv", "norm", ...: what it is to its neighbours.
-        rules: between keys and paths relative to the module.
+        rules: between keys and paths relative to the module; or, where they depend on it, a function from
+            the number of stacked axes to the rules.
         expected: each leaf's shape as the module declares it, without stacked axes.
         actual: each leaf's shape as it is.
         same_as: the key under which the very same module stood before, if it did.
+        elsewhere: for leaves that other modules share, and go by another path, that path.
     """
 
     key: Key
     path: str
     kind: str
-    rules: Sequence[AnyRule]
+    rules: Sequence[AnyRule] | Callable[[int], Sequence[AnyRule]]
     expected: Shapes
     actual: Shapes
     same_as: Key | None = None
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -88,33 +93,90 @@ def rules_of(found: Sequence[Layer | Leaf], options: Options) -> list[AnyRule]:
     """
     given = _Given(options.rules)
     stacks = find_stacks([part for part in found if isinstance(part, Layer)], options.stacked)
+    own = [_own_rules(part, stacks) for part in found]
+    bound = {rule.paths: rule for rules in own for rule in rules or () if isinstance(rule, Rule)}
     rules, unknown = [], []
-    for part in found:
-        own = _layer_rules(part, stacks) if isinstance(part, Layer) else _leaf_rules(part, stacks)
-        replaced = [rule for rule in own or () if not given.claims(rule)]
+    for part, known in zip(found, own, strict=True):
+        if known is None and isinstance(part, Leaf) and not given.has(part.path):
+            known = _tied_leaf(part, bound)
+            unknown += [part] if not known else []
+        replaced = [rule for rule in known or () if not given.claims(rule)]
         rules += [*given.rules_for(_paths(part)), *replaced]
-        if own is None and not given.has(part.path):
-            unknown.append(part)
     if unknown:
         raise BindingError(_unknown(unknown))
-    return rules + given.rest()
+    return list(_shared_once([*rules, *given.rest()]))
+
+
+def _own_rules(part: Layer | Leaf, stacks: Stacks) -> list[AnyRule] | None:
+    return _layer_rules(part, stacks) if isinstance(part, Layer) else _leaf_rules(part, stacks)
 
 
 def _layer_rules(layer: Layer, stacks: Stacks) -> list[AnyRule]:
-    placed = [stacks.place(rule, layer.key, layer.path) for rule in layer.rules]
+    rules = layer.rules(stacks.depth(layer.key)) if callable(layer.rules) else layer.rules
+    placed = [_moved(stacks.place(rule, layer.key, layer.path), layer) for rule in rules]
     if layer.same_as is None:
         return placed
-    first = [stacks.place(rule, layer.same_as, layer.path) for rule in layer.rules]
+    first = [stacks.place(rule, layer.same_as, layer.path) for rule in rules]
     return [tie for new, old in zip(placed, first, strict=True) for tie in _ties(new, old)]
+
+
+def _moved(rule: AnyRule, layer: Layer) -> AnyRule:
+    """The rule with the path by which a shared leaf goes."""
+    moved = {layer.path + own: place for own, place in layer.elsewhere.items()}
+    if moved.keys().isdisjoint(rule.paths):
+        return rule
+    if isinstance(rule, Rule) and rule.path in moved:
+        return rule.renamed(moved[rule.path])
+    shared = ", ".join(moved[path] for path in rule.paths if path in moved)
+    raise BindingError(f"{rule} shares {shared} with another layer, and no entry of torch's is a part of two")
+
+
+def _tied_leaf(leaf: Leaf, bound: Mapping[tuple[str, ...], Rule]) -> list[AnyRule]:
+    """A second name of a layer's weight: whatever its layout is, it is that of the layer."""
+    rule = bound.get((leaf.path,))
+    return [Tied(".".join(leaf.key), rule.key)] if rule and not rule.names else []
+
+
+def _shared_once(rules: Sequence[AnyRule]) -> Iterator[AnyRule]:
+    """One rule for a leaf that several layers share, and ties of the other keys to the first.
+
+    Raises:
+        BindingError: layers that read one leaf in different layouts.
+    """
+    first: dict[tuple[str, ...], Rule] = {}
+    for rule in rules:
+        yield _tie(rule, first.setdefault(rule.paths, rule)) if isinstance(rule, Rule) else rule
+
+
+def _tie(rule: Rule, owner: Rule) -> Rule | Tied:
+    if rule.key == owner.key:
+        return rule
+    if not _same_layout(rule, owner):
+        raise BindingError(
+            f"{rule} and {owner} share a leaf and read it in different layouts: in torch these are "
+            "two parameters, one the transpose of the other"
+        )
+    return Tied(rule.key, owner.key, dict(rule.names))
+
+
+def _same_layout(one: Rule, other: Rule) -> bool:
+    """True for the same rearrangement, whatever its axes are called."""
+    return one.names == other.names and _numbered(one.layout) == _numbered(other.layout)
+
+
+def _numbered(layout: Layout) -> tuple[Any, ...]:
+    number = {axis: n for n, axis in enumerate(axis for dim in layout.left for axis in dim)}
+    sides = [[[number[axis] for axis in dim] for dim in side] for side in (layout.left, layout.right)]
+    return (*sides, sorted(number[axis] for axis in layout.flipped))
 
 
 def _leaf_rules(leaf: Leaf, stacks: Stacks) -> list[AnyRule] | None:
     """An array without axes, or with one, has one layout; of any other it cannot be known."""
     rank = len(leaf.shape) - stacks.depth(leaf.key)
-    if leaf.same_as is not None:
-        return [Tied(".".join(leaf.key), ".".join(leaf.same_as))]
     if rank > 1:
         return None
+    if leaf.same_as is not None:
+        return [Tied(".".join(leaf.key), ".".join(leaf.same_as))]
     rule = Rule(leaf.key[-1], "", "a -> a" if rank else "->", buffer=leaf.buffer)
     return [stacks.place(rule, leaf.key[:-1], leaf.path)]
 
@@ -124,6 +186,8 @@ def _ties(new: Any, old: Any) -> list[Tied]:
         return []
     if isinstance(new, Sum):
         return [tie for pair in zip(new.parts, old.parts, strict=True) for tie in _ties(*pair)]
+    if isinstance(new, Spectral):
+        return [Tied(*pair) for pair in zip(new.keys, old.keys, strict=True)]
     axes = dict(new.names) if isinstance(new, Rule) else new.axes
     return [Tied(new.key, old.key, axes)]
 

@@ -29,22 +29,30 @@ def linear_general(shapes: Shapes, inputs: Sequence[int], outputs: Sequence[int]
     """torch.nn.Linear on flattened axes: positions of the kernel's input and output axes, in flat order."""
     axes = [f"a{n}" for n in range(len(shapes["kernel"]))]
     rows, columns = (" ".join(axes[n] for n in side) for side in (inputs, outputs))
-    sizes = dict(zip(axes, shapes["kernel"], strict=True))
+    sizes: dict[str, Any] = dict(zip(axes, shapes["kernel"], strict=True))
     kernel = Rule("weight", "kernel", f"{' '.join(axes)} -> ({columns}) ({rows})", **sizes)
-    bias = Rule("bias", "bias", f"{columns} -> ({columns})", **{axes[n]: sizes[axes[n]] for n in outputs})
-    return _present(shapes, kernel, bias)
+    return _present(shapes, kernel, _flat_bias(shapes))
+
+
+def _flat_bias(shapes: Shapes) -> Rule:
+    """Flax adds a bias of any shape in the order of its memory."""
+    sizes: dict[str, Any] = {f"b{n}": size for n, size in enumerate(shapes.get("bias", ()))}
+    return Rule("bias", "bias", f"{' '.join(sizes)} -> ({' '.join(sizes)})" if sizes else "-> 1", **sizes)
 
 
 def einsum(shapes: Shapes, equation: str) -> Rules:
     """torch.nn.Linear in place of an einsum of an input with a kernel.
 
     Raises:
-        BindingError: a label that the kernel shares with input and output alike: no Linear has a batch.
+        BindingError: a label that the kernel shares with input and output alike: no Linear has a batch;
+            a label of the kernel that neither has.
     """
     inputs, result = equation.replace(" ", "").replace("...", "").split("->")
     left, kernel = inputs.split(",")
     if batch := [label for label in kernel if label in left and label in result]:
         raise BindingError(f'Einsum("{equation}"): {batch} make a batch of matrices; torch.nn.Linear has one')
+    if alone := [label for label in kernel if label not in left + result or kernel.count(label) > 1]:
+        raise BindingError(f'Einsum("{equation}"): {alone} of the kernel meet no input and no output')
     rows = [kernel.index(label) for label in left if label in kernel]
     columns = [kernel.index(label) for label in result if label in kernel]
     return linear_general(shapes, rows, columns)

@@ -61,7 +61,7 @@ def find_stacks(layers: Sequence[Any], given: Mapping[str, int]) -> Stacks:
         BindingError: a leaf that is not what its module declares; an axis that shapes do not tell.
     """
     named = tuple(_named_stack(layers, tuple(root.split(".")), axis) for root, axis in given.items())
-    rest = [layer for layer in layers if Stacks(named).of(layer.key) is None]
+    rest = [layer for layer in layers if layer.expected and Stacks(named).of(layer.key) is None]
     lengths = {id(layer): _lengths(layer) for layer in rest}
     stacked = [layer for layer in rest if lengths[id(layer)]]
     roots = _roots((), rest, {layer.key: lengths[id(layer)] for layer in stacked}) if stacked else []
@@ -113,7 +113,7 @@ def _stack(root: Key, layers: Sequence[Any]) -> Stack:
             f"{'.'.join(root)} is a stack of layers, and its shapes, such as {shape}, do not tell which axis "
             f'counts them; say js.bind(model, stacked={{"{".".join(root)}": 0}}) if it is the first'
         )
-    positions = dict.fromkeys(fits, shared.pop()) if shared else single
+    positions = {leaf: min(shared) for leaf in fits} if shared else single
     leaf, position = next(iter(positions.items()))
     return Stack(root, fits[leaf][0][position], {**positions, "": position})
 
@@ -125,13 +125,15 @@ def _named_stack(layers: Sequence[Any], root: Key, axis: int) -> Stack:
         if _below(layer.key, root)
         for leaf in layer.actual
     }
-    lengths = {shape[axis] if -len(shape) <= axis < len(shape) else None for shape in leaves.values()}
-    if len(lengths) != 1 or None in lengths:
+    if not leaves:
+        raise BindingError(f'stacked={{"{".".join(root)}": {axis}}}: no layer has a name like that')
+    lengths = {shape[axis] if -len(shape) <= axis < len(shape) else -1 for shape in leaves.values()}
+    if len(lengths) != 1 or -1 in lengths:
         raise BindingError(
             f'stacked={{"{".".join(root)}": {axis}}}: no one length along that axis in {leaves}'
         )
     positions = {leaf: axis % len(shape) for leaf, shape in leaves.items()}
-    return Stack(root, lengths.pop(), {**positions, "": max(axis, 0)})  # type: ignore[arg-type]
+    return Stack(root, lengths.pop(), {**positions, "": max(axis, 0)})
 
 
 def _below(key: Key, root: Key) -> bool:

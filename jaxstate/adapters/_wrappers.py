@@ -26,18 +26,23 @@ def weight_norm(
         feature_axes: the axis of the leaf that has a magnitude each.
 
     Raises:
-        BindingError: an axis that is not the first of torch's weight.
+        BindingError: an axis that is not the first of torch's weight; a weight that has no rule of its own.
     """
-    rules = []
-    for rule in sorted(inner, key=lambda rule: rule.paths[0] in scales):
-        if rule.paths[0] not in scales:
-            rules.append(rule.at("", prefix))
-            continue
-        place, rank = f"parametrizations.{rule.key}.", len(rule.layout.right)
-        _check_first(rule, feature_axes)
-        magnitude = Rule("original0", scales[rule.path], " ".join(["o -> o", *["1"] * (rank - 1)]))
-        rules += [magnitude.at(place, ""), _renamed(rule, place + "original1", prefix)]
-    return rules
+    weights = [rule for rule in inner if not scales.keys().isdisjoint(rule.paths)]
+    others = [rule.at("", prefix) for rule in inner if rule not in weights]
+    if not weights or any(len(getattr(rule, "names", ("",))) for rule in weights):
+        raise BindingError("WeightNorm around a module without one weight has no counterpart in torch")
+    return [*others, *(part for rule in weights for part in _parts(rule, scales, feature_axes, prefix))]
+
+
+def _parts(rule: Rule, scales: Mapping[str, str], feature_axes: Any, prefix: str) -> Rules:
+    """Magnitude and direction of one weight."""
+    place, first = f"parametrizations.{rule.key}.", _scaled_axes(rule, feature_axes)
+    merged = f"({' '.join(first)})" if len(first) > 1 else "".join(first)
+    ones = ["1"] * (len(rule.layout.right) - 1) if first else []
+    pattern = f"{' '.join(first)} -> {' '.join([merged, *ones])}"
+    magnitude = Rule("original0", scales[rule.path], pattern)
+    return [magnitude.at(place, ""), _renamed(rule, place + "original1", prefix)]
 
 
 def spectral_norm(inner: Rules, u: str, sigma: str, prefix: str = "layer_instance.") -> Rules:
@@ -46,21 +51,37 @@ def spectral_norm(inner: Rules, u: str, sigma: str, prefix: str = "layer_instanc
     others = [rule.at("", prefix) for rule in inner if rule.path != "kernel"]
     if len(weights) != 1:
         raise BindingError("SpectralNorm around a module without one kernel has no counterpart in torch")
+    _check_output_axis(weights[0])
     weight = _renamed(weights[0], "parametrizations.weight.original", prefix)
     vector = Rule("parametrizations.weight.0._u", u, "1 o -> o", buffer=True)
     return [*others, Spectral(weight, vector, "parametrizations.weight.0._v", sigma)]
 
 
+def _check_output_axis(rule: Rule) -> None:
+    """Both sides iterate over a matrix: torch's has the output axis first, Flax's the kernel's last axis."""
+    layout: Layout = rule.layout
+    output = ("o",) if ("o",) in layout.right else layout.right[0]
+    if layout.left[-1] != output:
+        raise BindingError(
+            f"SpectralNorm iterates over axis {' '.join(layout.left[-1])} of {rule}, torch's spectral_norm "
+            f"over the output axis, {' '.join(output)}: the singular values are not the same"
+        )
+
+
 def _renamed(rule: Rule, key: str, prefix: str) -> Rule:
-    return Rule(key, prefix + rule.path, rule.pattern, **dict(rule.sizes))
+    sizes: dict[str, Any] = dict(rule.sizes)
+    return Rule(key, prefix + rule.path, rule.pattern, **sizes)
 
 
-def _check_first(rule: Rule, feature_axes: Any) -> None:
+def _scaled_axes(rule: Rule, feature_axes: Any) -> tuple[str, ...]:
+    """The axes that have a magnitude each: those of the first of torch's axes, or none at all."""
     axes = [feature_axes] if isinstance(feature_axes, int) else list(feature_axes or ())
     layout: Layout = rule.layout
     names = [layout.left[axis] for axis in axes if -len(layout.left) <= axis < len(layout.left)]
-    if names != [layout.right[0]]:
+    merged = tuple(name for dim in names for name in dim)
+    if merged not in ((), layout.right[0]):
         raise BindingError(
-            f"WeightNorm with feature_axes={feature_axes} scales axis {names} of {rule}; torch's weight_norm "
-            f"scales the first axis of its weight, {layout.right[0]}"
+            f"WeightNorm with feature_axes={feature_axes} scales axis {' '.join(merged)} of {rule}; torch's "
+            f"weight_norm scales the first axis of its weight, {' '.join(layout.right[0])}"
         )
+    return merged
