@@ -15,6 +15,7 @@ from typing import Any
 
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
 from jaxstate.errors import BindingError, Mismatch, StateDictError, near_names, quoted, size_mismatch
+from jaxstate.foreign import as_arrays
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
 from jaxstate.spectral import Spectral
@@ -155,6 +156,7 @@ class Binding:
             untouched = tuple(key for key in self.keys if not matches(key, patterns))
             ignored = tuple(key for key in state_dict if key not in chosen)
             return replace(part.compare(chosen), untouched_keys=untouched, ignored_keys=ignored)
+        state_dict = as_arrays(state_dict)
         arrays, shapes = self._untied(state_dict), self.shapes
         free = {key for rule in self.rules if isinstance(rule, TorchOnly) for key in rule.keys}
         free |= {key for key, to in self._tied.items() if to in free}
@@ -194,9 +196,10 @@ class Binding:
         """
         if not (comparison := self.compare(state_dict)):
             raise comparison.error()
+        arrays = as_arrays(state_dict)
         return replace(
             self,
-            rules=tuple(rule.like(state_dict) for rule in self.rules),
+            rules=tuple(rule.like(arrays) for rule in self.rules),
             order=_merged_order(self.keys, list(state_dict)) if _is_ordered(state_dict) else self.order,
             metadata=getattr(state_dict, "_metadata", self.metadata),
         )

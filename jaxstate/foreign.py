@@ -1,6 +1,7 @@
 """Arrays of other libraries as numpy arrays, recognised without importing the library."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
@@ -28,6 +29,15 @@ def as_numpy(array: Any) -> np.ndarray:
         return tensor.numpy()
     integer, dtype = known
     return tensor.contiguous().view(getattr(torch, integer)).numpy().view(dtype)
+
+
+def as_arrays(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """A state_dict with numpy arrays for whatever has a shape; anything else stays, to be complained of.
+
+    >>> as_arrays({"w": np.ones(2), "epoch": 3})
+    {'w': array([1., 1.]), 'epoch': 3}
+    """
+    return {key: as_numpy(v) if hasattr(v, "shape") else v for key, v in state_dict.items()}
 
 
 def dtype_of(array: Any) -> np.dtype:

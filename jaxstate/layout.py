@@ -82,7 +82,7 @@ class Layout:
         >>> Layout("h w i o -> i o ~h ~w").inverse
         Layout("i o ~h ~w -> h w i o")
         """
-        left, right = self.pattern.split(" -> ")
+        left, _, right = self.pattern.partition("->")
         return Layout(f"{right} -> {left}", **dict(self.sizes))
 
     def axes(self, shape: tuple[int, ...]) -> dict[str, int]:

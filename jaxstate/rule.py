@@ -187,6 +187,10 @@ class Rule(Entry):
         """This rule for a module that stands at a place: both names prefixed, dots included."""
         return self._with(key=key + self.key, path=path + self.path)
 
+    def on(self, path: str) -> "Rule":
+        """This rule for a leaf, or a family of leaves, with another path."""
+        return self._with(path=path)
+
     def stacked(self, key: str, path: str, axis: str, values: Sequence[str | int], position: int) -> "Rule":
         """This rule for a stack of modules: one more axis of the leaf is `{axis}` in the key's prefix.
 
