@@ -2,7 +2,7 @@
 
 A module of Linen holds no arrays and a dictionary of variables has no types, so a binding is made from the
 module and then used with its variables. Attributes of `setup` and fields give the order of definition;
-what a compact method makes comes in the order in which it makes it.
+what a compact method makes comes in the order of its first call, since in `B()(A()(x))` Python makes B first.
 
 `cache`, `intermediates` and `perturbations` are no part of a state_dict. A module that is made without a name
 and handed to another, as a layer to a Sequential or a cell to an RNN, is that other's, as in torch; one that
@@ -75,6 +75,9 @@ class _Walk:
     def __post_init__(self):
         self.seen = self.traced.seen
         self.below, self.own = _by_module(self.traced)
+        self.made: dict[Path, list[Path]] = {}
+        for path in self.seen:
+            self.made.setdefault(path[:-1], []).append(path) if path else None
         self.held = {
             child.path
             for path, seen in self.seen.items()
@@ -153,11 +156,9 @@ class _Walk:
             if place in self.seen and not (here and place in self.held):
                 explicit = here and place[-1] not in attribute_names
                 children.setdefault((place[-1],) if explicit else _in_torch(seen.module, parts), place)
-        made = dict.fromkeys([*seen.names, *(p[-1] for p in self.seen if p and p[:-1] == path)])
-        for place in ((*path, name) for name in made):
-            if place in self.seen and place not in {*children.values(), *self.held}:
-                children[(self._name(place),)] = place
-        return children
+        reached = {*children.values(), *self.held}
+        made = [place for place in self.made.get(path, ()) if place not in reached]
+        return children | {(self._name(place),): place for place in made}
 
     def _name(self, place: Path) -> str:
         """A module's name; that of the layer inside if only this one was given a name."""

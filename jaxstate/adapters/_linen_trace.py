@@ -30,7 +30,7 @@ class Seen:
 
     Attributes:
         module: itself, bound; inside a transform it is of its own class. None if only submodules ran.
-        names: of its variables and submodules, in order of construction.
+        names: of its variables, in order of construction; those of submodules are among them.
         texts: strings that it was called with, such as the equation of an einsum.
     """
 
@@ -128,8 +128,8 @@ class _Recorder:
 
 def _with_parents(seen: Mapping[Path, Seen]) -> dict[Path, Seen]:
     """Modules that run no method of their own are there for those below them."""
-    parents = {path[:stop]: Seen() for path in seen for stop in range(len(path))}
-    return {**parents, **seen}
+    paths = [path[:stop] for path in seen for stop in range(len(path) + 1)]
+    return {path: seen.get(path) or Seen() for path in dict.fromkeys(paths)}
 
 
 def _failed(model: nn.Module, error: Exception) -> str:

@@ -249,4 +249,6 @@ def test_the_hidden_bias_of_a_gru_has_a_leaf():
     binding = js.bind(model, *inputs)
     variables = js.load_state_dict(t.variables_of(model, *inputs), module.state_dict(), binding)
     np.testing.assert_array_equal(variables["params"]["hn"]["bias"], module.bias_hh.detach()[8:])
-    np.testing.assert_array_equal(js.state_dict(variables, binding)["bias_hh"][8:], module.bias_hh.detach()[8:])
+    np.testing.assert_array_equal(
+        js.state_dict(variables, binding)["bias_hh"][8:], module.bias_hh.detach()[8:]
+    )
