@@ -4,6 +4,7 @@ A module of Linen holds no arrays and a dictionary of variables has no types, so
 module and then used with its variables. Attributes of `setup` and fields give the order of definition;
 what a compact method makes comes in the order of its first call, since in `B()(A()(x))` Python makes B first.
 
+What `nn.map_variables` makes of a variable before a layer sees it cannot be read: give such leaves Rules.
 `cache`, `intermediates` and `perturbations` are no part of a state_dict. A module that is made without a name
 and handed to another, as a layer to a Sequential or a cell to an RNN, is that other's, as in torch; one that
 has a name of its own stands under both, tied.
@@ -11,7 +12,7 @@ has a name of its own stands under both, tied.
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import jax
@@ -20,8 +21,8 @@ from flax.core import DenyList
 
 from jaxstate.adapters import _pytree
 from jaxstate.adapters._linen_layers import HOLDERS, Make, kind_class, kind_of, layer_of, multilayer
-from jaxstate.adapters._linen_places import Places, attributes, mounts_of
-from jaxstate.adapters._linen_trace import Path, Trace, Variable, trace
+from jaxstate.adapters._linen_places import Places, attributes, mounts_of, sharing
+from jaxstate.adapters._linen_trace import Path, Seen, Trace, Variable, trace
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
@@ -93,7 +94,7 @@ class _Walk:
             yield from self._arrays(path, path) if not self._is_met(path) else ()
 
     def module(self, path: Path, key: Key) -> Iterator[Layer | Leaf]:
-        seen = self.seen[path]
+        seen = self._known(self.seen[path])
         if self._is_multilayer(key) and isinstance(seen.module, nn.Sequential):
             yield from self._rnns([child for _, child in attributes(seen.module)], key)
         elif (make := layer_of(seen, self.options)) is not None:
@@ -101,6 +102,11 @@ class _Walk:
         else:
             yield from self._arrays(path, key)
             yield from self._children(path, key)
+
+    def _known(self, seen: Seen) -> Seen:
+        """Of the modules with one scope the one that is known, if one is."""
+        known = (m for m in sharing(seen.module) if layer_of(Seen(m), self.options) is not None)
+        return replace(seen, module=next(known, seen.module))
 
     def _layer(self, make: Make, kind: str, mounts: Mapping[str, Path], key: Key) -> Iterator[Layer]:
         places = Places.of(mounts, self.below)

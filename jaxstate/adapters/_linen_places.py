@@ -22,10 +22,23 @@ _OWN = ("parent", "name", "scope", "_parent_ref", "_state", "_id", "_compact_nam
 
 
 def attributes(module: Any) -> Iterator[tuple[Path, nn.Module]]:
-    """The modules that a module holds in fields and `setup` attributes, lists and dictionaries, in order."""
-    for name, value in vars(module).items() if module is not None else ():
-        if name not in _OWN:
-            yield from _modules_in((name,), value)
+    """The modules that a module holds in fields and `setup` attributes, lists and dictionaries, in order.
+
+    One that it shares its scope with stands in its place: what that one holds is its own.
+    """
+    for parts, child in _held(module):
+        if child.path == module.path:
+            yield from attributes(child)
+        else:
+            yield parts, child
+
+
+def sharing(module: Any) -> Iterator[Any]:
+    """A module, and those that have one scope with it (`nn.share_scope`)."""
+    yield module
+    for _, child in _held(module):
+        if child.path == module.path:
+            yield from sharing(child)
 
 
 def mounts_of(module: nn.Module, prefix: str = "") -> dict[str, Path]:
@@ -84,6 +97,12 @@ class Places:
 
     def _fits(self, mount: str, leaf: Variable) -> bool:
         return leaf.names[: len(self.mounts[mount])] == self.mounts[mount]
+
+
+def _held(module: Any) -> Iterator[tuple[Path, nn.Module]]:
+    for name, value in vars(module).items() if module is not None else ():
+        if name not in _OWN:
+            yield from _modules_in((name,), value)
 
 
 def _modules_in(parts: Path, value: Any) -> Iterator[tuple[Path, nn.Module]]:

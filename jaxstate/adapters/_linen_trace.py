@@ -58,6 +58,11 @@ class Trace:
     seen: Mapping[Path, Seen]
     inside: Mapping[str, Shape]
 
+    @property
+    def is_partial(self) -> bool:
+        """True if a variable has an owner that was not seen."""
+        return any(leaf.names[:-1] not in self.seen for leaf in self.leaves())
+
     def leaves(self) -> Iterator[Variable]:
         """Every variable; parameters first, otherwise in the tree's order."""
         pairs = jax.tree_util.tree_flatten_with_path(self.variables)[0]
@@ -78,6 +83,17 @@ def trace(model: nn.Module, options: Options, passing: tuple[str, ...]) -> Trace
     Raises:
         BindingError: `init` does not run with these arguments.
     """
+    try:
+        traced = _run(model, options, passing)
+        if traced.is_partial:
+            with jax.disable_jit():  # Flax runs no method of what it has jitted before
+                traced = _run(model, options, passing)
+    except Exception as error:
+        raise BindingError(_failed(model, error)) from error
+    return traced
+
+
+def _run(model: nn.Module, options: Options, passing: tuple[str, ...]) -> Trace:
     recorder = _Recorder()
     arrays, rebuilt = abstract((options.inputs, dict(options.kwargs)))
 
@@ -85,11 +101,8 @@ def trace(model: nn.Module, options: Options, passing: tuple[str, ...]) -> Trace
         inputs, kwargs = rebuilt(arrays)
         return model.init(key, *inputs, **kwargs)
 
-    try:
-        with nn.intercept_methods(recorder):
-            variables = jax.eval_shape(init, jax.random.key(0), arrays)
-    except Exception as error:
-        raise BindingError(_failed(model, error)) from error
+    with nn.intercept_methods(recorder):
+        variables = jax.eval_shape(init, jax.random.key(0), arrays)
     kept = {name: tree for name, tree in variables.items() if name not in passing}
     return Trace(meta.unbox(kept), _with_parents(recorder.seen), recorder.inside)
 

@@ -1,5 +1,7 @@
 """Layers of Flax Linen against the torch modules they stand for."""
 
+import jax
+import jax.numpy as jnp
 import linen_twins as t
 import numpy as np
 import pytest
@@ -35,10 +37,6 @@ class Equation(nn.Module):
     @nn.compact
     def __call__(self, x):
         return nn.Einsum((x.shape[-1], 4, 2), name="layer")(x, "...i,ihd->...dh")
-
-
-def attending(module, x):
-    return x @ module.weight.T
 
 
 class Tied(nn.Module):
@@ -206,9 +204,7 @@ def test_a_layer_is_its_twin(twins, sizes):
 
 
 def test_a_statistic_is_a_buffer_and_a_weight_is_none():
-    model, module = nn.BatchNorm(use_running_average=True), T.BatchNorm1d(3)
-    binding = js.bind(model, np.ones((2, 3), "float32"))
-    assert binding.parameters == tuple(name for name, _ in module.named_parameters())
-    assert js.state_dict(model.init(t.jax.random.key(0), np.ones((2, 3))), binding)._metadata == {
-        "": {"version": 2}
-    }
+    model, x = nn.BatchNorm(use_running_average=True), jnp.ones((2, 3))
+    binding = js.bind(model, x)
+    assert binding.parameters == tuple(name for name, _ in T.BatchNorm1d(3).named_parameters())
+    assert js.state_dict(model.init(jax.random.key(0), x), binding)._metadata == {"": {"version": 2}}

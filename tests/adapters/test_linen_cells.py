@@ -52,18 +52,22 @@ def attention(s, **options):
     return T.MultiheadAttention(s.i, 2, batch_first=True, **options)
 
 
+def two_heads(**options):
+    return lambda s: nn.MultiHeadAttention(2, **options)
+
+
 ATTENTION = [
     *(
         Twins(kind.__name__, attention, lambda s, kind=kind: kind(2, qkv_features=s.i), sequence, run=itself)
         for kind in (nn.MultiHeadDotProductAttention, nn.MultiHeadAttention)
     ),
-    Twins("packed, asked for", attention, lambda s: nn.MultiHeadAttention(2), sequence, run=itself,
+    Twins("packed, asked for", attention, two_heads(), sequence, run=itself,
           options={"attention": "packed"}),
-    Twins("no bias", lambda s: attention(s, bias=False), lambda s: nn.MultiHeadAttention(2, use_bias=False),
+    Twins("no bias", lambda s: attention(s, bias=False), two_heads(use_bias=False),
           sequence, run=itself),
-    Twins("three widths", lambda s: attention(s, kdim=3, vdim=2), lambda s: nn.MultiHeadAttention(2), sequence,
+    Twins("three widths", lambda s: attention(s, kdim=3, vdim=2), two_heads(), sequence,
           run=cross, feed=lambda x: (x, x[..., :3], x[..., :2])),
-    Twins("normalised", lambda s: Separate(s.i, 2), lambda s: nn.MultiHeadAttention(2, normalize_qk=True),
+    Twins("normalised", lambda s: Separate(s.i, 2), two_heads(normalize_qk=True),
           sequence),
 ]  # fmt: skip
 
@@ -109,6 +113,10 @@ def output(module, x):
     return module(x)[0]
 
 
+def rnn(kind, **options):
+    return lambda s: kind(s.i, 5, batch_first=True, **options)
+
+
 RNNS = {"LSTM": (T.LSTM, nn.LSTMCell), "GRU": (T.GRU, nn.GRUCell), "RNN": (T.RNN, nn.SimpleCell)}
 CELLS = {
     nn.LSTMCell: T.LSTMCell,
@@ -127,14 +135,14 @@ RECURRENT = [
         row
         for name, (theirs, ours) in RNNS.items()
         for row in (
-            Twins(name, lambda s, theirs=theirs: theirs(s.i, 5, batch_first=True),
+            Twins(name, rnn(theirs),
                   lambda s, ours=ours: nn.RNN(ours(5)), sequence, run=output, summed=True),
-            Twins(f"{name} both ways", lambda s, theirs=theirs: theirs(s.i, 5, batch_first=True, bidirectional=True),
+            Twins(f"{name} both ways", rnn(theirs, bidirectional=True),
                   lambda s, ours=ours: both_ways(ours), sequence, run=output, summed=True),
             Twins(f"{name} of two layers",
-                  lambda s, theirs=theirs: theirs(s.i, 5, 2, batch_first=True, bidirectional=True),
-                  lambda s, ours=ours: nn.Sequential([both_ways(ours), both_ways(ours)]), sequence, run=output,
-                  summed=True, options={"multilayer": ""}),
+                  rnn(theirs, num_layers=2, bidirectional=True),
+                  lambda s, ours=ours: nn.Sequential([both_ways(ours), both_ways(ours)]),
+                  sequence, run=output, summed=True, options={"multilayer": ""}),
         )
     ),
 ]  # fmt: skip
@@ -150,7 +158,8 @@ WRAPPED = [
     Twins("WeightNorm of all parameters",
           lambda s: parametrizations.weight_norm(T.Linear(s.i, s.o, bias=False)),
           lambda s: nn.WeightNorm(nn.Dense(s.o, use_bias=False), variable_filter=None), lambda s: (s.n, s.i)),
-    Twins("WeightNorm of a convolution", lambda s: parametrizations.weight_norm(T.Conv2d(s.i, s.o, (s.h, s.w))),
+    Twins("WeightNorm of a convolution",
+          lambda s: parametrizations.weight_norm(T.Conv2d(s.i, s.o, (s.h, s.w))),
           lambda s: nn.WeightNorm(nn.Conv(s.o, (s.h, s.w), padding="VALID")), plane, channels=True),
     Twins("WeightNorm of a transposed convolution",
           lambda s: parametrizations.weight_norm(T.ConvTranspose2d(s.i, s.o, (s.h, s.w))),

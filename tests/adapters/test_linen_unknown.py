@@ -1,4 +1,4 @@
-"""What a Linen model does not tell: arrays of users' modules, layers without a twin, inputs that do not run."""
+"""What a Linen model does not tell: users' arrays, layers without a twin, inputs that do not run."""
 
 import jax
 import jax.numpy as jnp
