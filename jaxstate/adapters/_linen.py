@@ -36,14 +36,15 @@ def read(model: nn.Module, options: Options) -> Reading:
     Raises:
         BindingError: the model does not run with the inputs given; a layer that torch has no twin for.
     """
-    traced = trace(model, options, _pytree.PASSING)
+    look = lambda traced: list(_Walk(traced, options).model())  # noqa: E731
+    template, found = trace(model, options, _pytree.PASSING, look)
 
     def call(flat: Mapping[str, Any], *inputs: Any) -> Any:
-        variables = _pytree.with_leaves(traced.variables, flat)
+        variables = _pytree.with_leaves(template, flat)
         others = {"rngs": {"params": jax.random.key(0)}, "mutable": DenyList("params")}
         return model.apply(variables, *inputs, **others, **options.kwargs)[0]
 
-    return Reading(list(_Walk(traced, options).model()), _pytree.leaves(traced.variables), call)
+    return Reading(found, _pytree.leaves(template), call)
 
 
 def leaves(model: nn.Module) -> NoReturn:

@@ -24,12 +24,13 @@ _OWN = ("parent", "name", "scope", "_parent_ref", "_state", "_id", "_compact_nam
 def attributes(module: Any) -> Iterator[tuple[Path, nn.Module]]:
     """The modules that a module holds in fields and `setup` attributes, lists and dictionaries, in order.
 
-    One that it shares its scope with stands in its place: what that one holds is its own.
+    One that it shares its scope with stands in its place: what that one holds is its own. One that it stands
+    in itself is no part of it.
     """
     for parts, child in _held(module):
         if child.path == module.path:
             yield from attributes(child)
-        else:
+        elif module.path[: len(child.path)] != child.path:
             yield parts, child
 
 

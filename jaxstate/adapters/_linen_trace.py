@@ -7,7 +7,7 @@ vmap a module sees its variables without the stacked axis: both shapes are kept.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 from flax import linen as nn
@@ -19,6 +19,7 @@ from jaxstate.tree import dotted, flat, unflat
 
 Path = tuple[str, ...]
 Shape = tuple[int, ...]
+Found = TypeVar("Found")
 
 # Flax runs `setup` and an empty lambda on throwaway copies of a module, whose path is not the module's.
 _CHECKS = ("setup", "<lambda>")
@@ -52,7 +53,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class Trace:
-    """What one run told: the variables, abstract, without boxes, and the modules in order of first call."""
+    """What one run tells: the variables without boxes, and the modules in order of first call."""
 
     variables: Any
     seen: Mapping[Path, Seen]
@@ -72,39 +73,52 @@ class Trace:
             yield Variable(dotted(path), collection, tuple(names), tuple(leaf.shape), inside)
 
 
-def trace(model: nn.Module, options: Options, passing: tuple[str, ...]) -> Trace:
-    """Run a model's `init` on shapes.
+def trace(
+    model: nn.Module, options: Options, passing: tuple[str, ...], look: Callable[[Trace], Found]
+) -> tuple[Any, Found]:
+    """Run a model's `init` on shapes: its variables, and what `look` finds while the modules exist.
 
     Args:
         model: a module that is not bound.
         options: the inputs and keyword arguments of its call.
         passing: collections to leave out.
+        look: what is to be read; its result must hold no module.
 
     Raises:
-        BindingError: `init` does not run with these arguments.
+        BindingError: `init` does not run with these arguments, or `look` raises it.
     """
-    try:
-        traced = _run(model, options, passing)
-        if traced.is_partial:
-            with jax.disable_jit():  # Flax runs no method of what it has jitted before
-                traced = _run(model, options, passing)
-    except Exception as error:
-        raise BindingError(_failed(model, error)) from error
-    return traced
+    variables, found = _run(model, options, passing, look)
+    if found is None:
+        with jax.disable_jit():  # Flax runs no method of what it has jitted before
+            variables, found = _run(model, options, passing, look)
+    return variables, found  # type: ignore[return-value]
 
 
-def _run(model: nn.Module, options: Options, passing: tuple[str, ...]) -> Trace:
-    recorder = _Recorder()
+def _run(
+    model: nn.Module, options: Options, passing: tuple[str, ...], look: Callable[[Trace], Found]
+) -> tuple[Any, Found | None]:
+    recorder, result = _Recorder(), []
     arrays, rebuilt = abstract((options.inputs, dict(options.kwargs)))
 
     def init(key: Any, arrays: list[Any]) -> Any:
         inputs, kwargs = rebuilt(arrays)
-        return model.init(key, *inputs, **kwargs)
+        variables = _init(model, recorder, key, inputs, kwargs)
+        kept = meta.unbox({name: tree for name, tree in variables.items() if name not in passing})
+        traced = Trace(kept, _with_parents(recorder.seen), recorder.inside)
+        again = traced.is_partial and not jax.config.jax_disable_jit  # type: ignore[attr-defined]
+        result.append(None if again else look(traced))
+        recorder.seen.clear()  # modules hold what is traced, and this must not outlive the run
+        return kept
 
-    with nn.intercept_methods(recorder):
-        variables = jax.eval_shape(init, jax.random.key(0), arrays)
-    kept = {name: tree for name, tree in variables.items() if name not in passing}
-    return Trace(meta.unbox(kept), _with_parents(recorder.seen), recorder.inside)
+    return jax.eval_shape(init, jax.random.key(0), arrays), result[0]
+
+
+def _init(model: nn.Module, recorder: "_Recorder", key: Any, inputs: Any, kwargs: Any) -> Any:
+    try:
+        with nn.intercept_methods(recorder):
+            return model.init(key, *inputs, **kwargs)
+    except Exception as error:
+        raise BindingError(_failed(model, error)) from error
 
 
 def abstract(tree: Any) -> tuple[list[Any], Callable[[list[Any]], Any]]:

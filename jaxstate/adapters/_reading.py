@@ -15,6 +15,7 @@ from jaxstate.binding import AnyRule
 from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import BindingError
 from jaxstate.rule import Rule
+from jaxstate.spectral import Spectral
 
 Key = tuple[str, ...]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -124,6 +125,8 @@ def _ties(new: Any, old: Any) -> list[Tied]:
         return []
     if isinstance(new, Sum):
         return [tie for pair in zip(new.parts, old.parts, strict=True) for tie in _ties(*pair)]
+    if isinstance(new, Spectral):
+        return [Tied(key, to) for key, to in zip(new.keys, old.keys, strict=True)]
     axes = dict(new.names) if isinstance(new, Rule) else new.axes
     return [Tied(new.key, old.key, axes)]
 

@@ -221,3 +221,65 @@ class Nested(nn.Module):
 def test_layers_of_a_compact_method_come_in_the_order_of_their_calls():
     binding = js.bind(Nested(), jnp.ones((1, 4)))
     assert list(binding.shapes.values()) == [(3, 4), (3,), (2, 3), (2,)]
+
+
+def test_nothing_that_is_traced_outlives_the_binding():
+    with jax.checking_leaks():
+        assert js.bind(Pair(), jnp.ones((3, 4))).keys
+
+
+class Gain(nn.Module):
+    layer: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return self.layer(x, update_stats=False)
+
+
+class SharedNorm(nn.Module):
+    def setup(self):
+        self.norm = nn.SpectralNorm(nn.Dense(4))
+        self.gain = Gain(self.norm)
+
+    def __call__(self, x):
+        return self.gain(x)
+
+
+def test_a_shared_normalisation_of_weights_is_tied_in_all_its_parts():
+    model, x = SharedNorm(), jnp.ones((3, 4))
+    variables = model.init(jax.random.key(0), x)
+    found = js.state_dict(variables, js.bind(model, x))
+    inner = [key.removeprefix("norm.") for key in found if key.startswith("norm.")]
+    assert len(inner) == 4
+    for key in inner:
+        assert found[f"norm.{key}"] is found[f"gain.layer.{key}"]
+
+
+class Member(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="fc")(x + self.param("shift", nn.initializers.ones, (4,)))
+
+
+def test_an_ensemble_is_a_list_of_models():
+    model = nn.vmap(Member, variable_axes={"params": 0}, split_rngs={"params": True}, axis_size=3)()
+    keys = ["shift", "fc.weight", "fc.bias"]
+    assert list(js.bind(model, jnp.ones((3, 5, 4))).keys) == [f"{n}.{key}" for n in range(3) for key in keys]
+
+
+class Owned(nn.Module):
+    owner: nn.Module
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, name="fc")(x)
+
+
+class Owner(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Owned(self, name="part")(x)
+
+
+def test_a_module_that_knows_its_owner_does_not_hold_it():
+    assert js.bind(Owner(), jnp.ones((1, 2))).keys == ("part.fc.weight", "part.fc.bias")
