@@ -61,6 +61,12 @@ def bind(
     ---------  ------  ----------  ------  -------
     weight     kernel  i o -> o i  (3, 5)  float32
     bias       bias    o -> o      (5,)    float32
+
+    A Linen module has no arrays; its binding fits its variables, and its parameters on their own.
+
+    >>> from flax import linen
+    >>> bind(linen.Dense(5), jax.ShapeDtypeStruct((1, 3), "float32")).paths
+    ('params.kernel', 'params.bias')
     """
     options = Options(
         inputs=inputs,
