@@ -36,7 +36,7 @@ def read(model: nn.Module, options: Options) -> Reading:
     Raises:
         BindingError: the model does not run with the inputs given; a layer that torch has no twin for.
     """
-    look = lambda traced: list(_Walk(traced, options).model())  # noqa: E731
+    look = lambda traced: list(_Walk(traced, options).module((), ()))  # noqa: E731
     template, found = trace(model, options, _pytree.PASSING, look)
 
     def call(flat: Mapping[str, Any], *inputs: Any) -> Any:
@@ -87,12 +87,6 @@ class _Walk:
             if child.path[: len(path)] != path
             and (_is_anonymous(child) or kind_class(seen.module) in HOLDERS)
         }
-
-    def model(self) -> Iterator[Layer | Leaf]:
-        """Everything, and last what belongs to no module that was seen."""
-        yield from self.module((), ())
-        for path in self.own:
-            yield from self._arrays(path, path) if not self._is_met(path) else ()
 
     def module(self, path: Path, key: Key) -> Iterator[Layer | Leaf]:
         seen = self._known(self.seen[path])
@@ -177,12 +171,8 @@ class _Walk:
 
     def _first(self, paths: Any, key: Key) -> Key | None:
         """The key under which the very same leaves stood before, if they did."""
-        self.met.update(dict.fromkeys((path for path in paths if path not in self.met), key))
         first = self.met.setdefault(tuple(sorted(paths)), key)
         return first if first != key else None
-
-    def _is_met(self, path: Path) -> bool:
-        return any(leaf.path in self.met for leaf in self.own[path])
 
     def _is_multilayer(self, key: Key) -> bool:
         return matches(".".join(key), self.options.multilayer)

@@ -64,16 +64,8 @@ def find_stacks(layers: Sequence[Any], given: Mapping[str, int]) -> Stacks:
     rest = [layer for layer in layers if Stacks(named).of(layer.key) is None]
     lengths = {id(layer): _lengths(layer) for layer in rest}
     stacked = [layer for layer in rest if lengths[id(layer)]]
-    roots = _roots((), rest, _by_key(rest, lengths)) if stacked else []
+    roots = _roots((), rest, {layer.key: lengths[id(layer)] for layer in stacked}) if stacked else []
     return Stacks((*named, *(_stack(root, [s for s in stacked if _below(s.key, root)]) for root in roots)))
-
-
-def _by_key(layers: Sequence[Any], lengths: Mapping[int, frozenset[int]]) -> dict[Key, frozenset[int]]:
-    """The lengths of each stacked module; a module's own arrays may stand in several parts."""
-    common: dict[Key, frozenset[int]] = {}
-    for layer in layers:
-        common[layer.key] = common.get(layer.key, lengths[id(layer)]) & lengths[id(layer)]
-    return {key: found for key, found in common.items() if found}
 
 
 def _lengths(layer: Any) -> frozenset[int]:

@@ -261,3 +261,20 @@ def test_the_hidden_bias_of_a_gru_has_a_leaf():
     np.testing.assert_array_equal(
         js.state_dict(variables, binding)["bias_hh"][8:], module.bias_hh.detach()[8:]
     )
+
+
+class Rematerialised(nn.Module):
+    """Transformed classes that are asked what they are: held by another, or run by another method."""
+
+    def setup(self):
+        self.rnn = nn.RNN(nn.remat(nn.LSTMCell)(3))
+        self.table = nn.remat(nn.Embed)(5, 3)
+
+    def __call__(self, x):
+        return self.table.attend(self.rnn(x))
+
+
+def test_a_transformed_class_is_the_class_that_it_transforms():
+    keys = js.bind(Rematerialised(), jnp.ones((2, 4, 6))).keys
+    assert keys[:2] == ("rnn.weight_ih_l0", "rnn.weight_hh_l0")
+    assert keys[-1] == "table.weight"

@@ -206,3 +206,22 @@ def test_the_call_of_a_reading_is_the_model():
     expected, _ = model.apply(variables, vector, mutable=["batch_stats"])
     np.testing.assert_array_equal(reading.call(flat(variables), vector), expected)
     assert jax.make_jaxpr(reading.call)(reading.leaves, vector).out_avals[0].shape == expected.shape
+
+
+class Twice(nn.Module):
+    """One name in two collections."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x * self.param("w", nn.initializers.ones, (4,)) + self.variable("s", "w", jnp.ones, (4,)).value
+
+
+def test_of_two_leaves_with_one_name_a_rule_means_the_parameter():
+    with pytest.raises(js.BindingError, match=r"s\.w") as caught:
+        js.bind(Twice(), vector, layers={Twice: lambda module: [js.Rule("w", "w", "a -> a")]})
+    assert "params.w" not in str(caught.value)
+
+
+def test_a_rule_for_a_leaf_that_is_not_there_says_which_there_are():
+    with pytest.raises(js.BindingError, match=r'names the leaf "v", and the layer has \[\'w\'\]'):
+        js.bind(Twice(), vector, layers={Twice: lambda module: [js.Rule("w", "v", "a -> a")]})
