@@ -16,7 +16,7 @@ from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import rules_of
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
-from jaxstate.foreign import as_numpy, dtype_of
+from jaxstate.foreign import dtype_of, without_tensors
 from jaxstate.placement import narrows, owned, place
 
 
@@ -62,6 +62,12 @@ def bind(
     ---------  ------  ----------  ------  -------
     weight     kernel  i o -> o i  (3, 5)  float32
     bias       bias    o -> o      (5,)    float32
+
+    A Linen module has no arrays; its binding fits its variables, and its parameters on their own.
+
+    >>> from flax import linen
+    >>> bind(linen.Dense(5), jax.ShapeDtypeStruct((1, 3), "float32")).paths
+    ('params.kernel', 'params.bias')
     """
     options = Options(
         inputs=inputs,
@@ -104,7 +110,8 @@ def state_dict(
         BindingError: leaves that do not fit the binding, or hold what torch has no place for.
     """
     leaves = adapter_of(model).leaves(model)
-    binding = bind(model) if binding is None else _fitting(binding, leaves)
+    binding, collection = _fitting(binding, model, leaves)
+    leaves = {collection + path: leaf for path, leaf in leaves.items()}
     if refused := [line for rule in binding.rules for line in rule.refused_leaves(leaves)]:
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
     arrays = _owned_arrays(binding, {path: np.asarray(leaf) for path, leaf in leaves.items()})
@@ -149,7 +156,8 @@ def load_state_dict(
         raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
     adapter = adapter_of(model)
     leaves = adapter.leaves(model)
-    binding = bind(model) if binding is None else _fitting(binding, leaves)
+    binding, collection = _fitting(binding, model, leaves)
+    leaves = {collection + path: leaf for path, leaf in leaves.items()}
     part = binding if only is None else binding.only(only)
     arrays = _chosen(state_dict, prefix, only)
     if not strict:
@@ -157,15 +165,26 @@ def load_state_dict(
     _check(part, arrays, leaves, cast, type(model).__name__)
     new = {path: place(np.asarray(leaf), leaves[path]) for path, leaf in part.each_leaf(arrays)}
     _check_values(leaves, new, adapter.without_values(model))
-    return adapter.with_leaves(model, new)
+    return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
 
 
-def _fitting(binding: Binding, leaves: Mapping[str, Any]) -> Binding:
-    """The binding of all leaves; or of the parameters, if the tree holds just these."""
-    if set(leaves) != set(binding.paths):
-        parameters = binding.of_parameters()
-        binding = parameters if set(leaves) == set(parameters.paths) else binding
-    return binding.of(leaves)
+def _fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> tuple[Binding, str]:
+    """The binding of all leaves; or of the parameters, if the tree holds just these.
+
+    With it what the tree leaves out in front of its paths: a Linen model's parameters on their own have no
+    `params.` there.
+    """
+    if binding is None:
+        return bind(model), ""
+    if set(leaves) == set(binding.paths):
+        return binding.of(leaves), ""
+    parameters = binding.of_parameters()
+    collections = {path.partition(".")[0] + "." for path in parameters.paths if "." in path}
+    for collection in ["", *collections] if len(collections) == 1 else [""]:
+        whole = {collection + path: leaf for path, leaf in leaves.items()}
+        if set(whole) == set(parameters.paths):
+            return parameters.of(whole), collection
+    return binding.of(leaves), ""
 
 
 def _owned_arrays(binding: Binding, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -187,14 +206,10 @@ def _with_metadata(
 
 def _chosen(state_dict: Mapping[str, Any], prefix: str, only: Any) -> Mapping[str, Any]:
     if not prefix and only is None:
-        return _as_arrays(state_dict)
+        return without_tensors(state_dict)
     patterns = ["*"] if only is None else [only] if isinstance(only, str) else list(only)
     below = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
-    return _as_arrays({key: value for key, value in below.items() if matches(key, patterns)})
-
-
-def _as_arrays(state_dict: Mapping[str, Any]) -> Mapping[str, Any]:
-    return {key: as_numpy(v) if hasattr(v, "shape") else v for key, v in state_dict.items()}
+    return without_tensors({key: value for key, value in below.items() if matches(key, patterns)})
 
 
 def _completed(part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any]) -> Mapping[str, Any]:

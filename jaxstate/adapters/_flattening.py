@@ -114,16 +114,19 @@ def _refuse_suspects(reading: Reading, settled: set[str]) -> None:
 
 def _fact(layer: Layer) -> _suspicion.Layer | None:
     """What a layer reads and makes, from torch's shape of its weight."""
-    weight = next((rule for rule in layer.rules if isinstance(rule, Rule) and not rule.buffer), None)
+    rules = layer.rules(0) if callable(layer.rules) else layer.rules
+    weight = next((rule for rule in rules if isinstance(rule, Rule) and not rule.buffer), None)
     if not layer.kind or weight is None or any(path not in layer.expected for path in weight.paths):
         return None
     leaves = {path: jax.ShapeDtypeStruct(layer.expected[path], "float32") for path in weight.paths}
-    shape = weight.of(leaves).shapes[weight.keys[0]]
-    backwards = weight.layout.right[0] in (("i",), ("v",))  # ConvTranspose and Embedding: inputs first
-    makes, reads = (
-        (shape[1], shape[0]) if backwards else (shape[0], shape[-1] if len(shape) < 3 else shape[1])
-    )
+    makes, reads = _widths(weight, weight.of(leaves).shapes[weight.keys[0]])
     return _suspicion.Layer(".".join(layer.key), layer.kind, reads, makes)
+
+
+def _widths(weight: Rule, shape: Sequence[int]) -> tuple[int, int]:
+    """Outputs and inputs of torch's weight: outputs first, but for ConvTranspose and Embedding."""
+    first, second = shape[0], shape[1] if len(shape) > 1 else shape[0]
+    return (second, first) if weight.layout.right[0] in (("i",), ("v",)) else (first, second)
 
 
 def _split(rule: Any, flattens: Flattens) -> Any:

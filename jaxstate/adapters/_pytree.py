@@ -12,9 +12,16 @@ from jaxstate.adapters._reading import Reading
 from jaxstate.errors import BindingError
 from jaxstate.tree import flat, unflat
 
+PASSING = ("cache", "intermediates", "perturbations")  # collections of Linen that no torch module stores
+
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """The arrays of a pytree by dotted path; numbers and other objects are no leaves."""
+    """The arrays of a pytree by dotted path; numbers and other objects are no leaves.
+
+    Of a Linen model's variables, which have a collection `params`, caches and intermediates are none either.
+    """
+    if isinstance(tree, Mapping) and "params" in tree:
+        tree = {name: part for name, part in tree.items() if name not in PASSING}
     return {path: leaf for path, leaf in flat(meta.unbox(tree)).items() if _is_array(leaf)}
 
 

@@ -93,7 +93,7 @@ def _roots(prefix: Key, layers: Sequence[Any], lengths: Mapping[Key, frozenset[i
     """The lowest modules that hold whole stacks: all layers below are stacked, and by one length."""
     here = [layer.key for layer in layers if _below(layer.key, prefix)]
     common = frozenset.intersection(*(lengths.get(key, frozenset()) for key in here))
-    if common and (prefix or here == [()]):
+    if common and (prefix or () in here):
         return [_shared_prefix(here)]
     children = dict.fromkeys(key[: len(prefix) + 1] for key in here if key in lengths and key != prefix)
     return [root for child in children for root in _roots(child, layers, lengths)]

@@ -60,7 +60,7 @@ def train(training: Training, tx: Any, images: Any, labels: Any) -> Iterator[tup
 
 def run(folder: Path, console: Console) -> None:
     """The whole story, told on a console; the files that it writes go into a folder."""
-    checkpoint = js.load(CHECKPOINT)
+    checkpoint: Any = js.load(CHECKPOINT)
     tx = js.optim.sgd(lr=0.001, momentum=0.9)
     training = resume(checkpoint, tx)
     console.print(state_dict_table(checkpoint["model_state_dict"], title="Model's state_dict"))

@@ -67,7 +67,7 @@ def main():
     torch.save(checkpoint, path)  # as it is now: the state's tensors change in place below
     checkpoint = torch.load(path)
     checkpoint["model_state_dict"] = type(net.state_dict())(checkpoint["model_state_dict"])
-    checkpoint["model_state_dict"]._metadata = net.state_dict()._metadata
+    checkpoint["model_state_dict"]._metadata = net.state_dict()._metadata  # pyright: ignore
     checkpoint["next"]["losses"] = train(net, optimizer, images, labels)
     checkpoint["next"]["model_state_dict"] = net.state_dict()
     torch.save(checkpoint, path)

@@ -2,6 +2,7 @@
 
 import os
 from types import MappingProxyType
+from typing import Any
 
 from jaxstate.errors import FileError
 
@@ -14,7 +15,7 @@ _READERS = MappingProxyType({TORCH: _torch_reader.read, SAFETENSORS: _safetensor
 _WRITERS = MappingProxyType({"pt": _torch_writer.prepare, "safetensors": _safetensors_writer.prepare})
 
 
-def load(path: str | os.PathLike[str], *, mmap: bool = True):
+def load(path: str | os.PathLike[str], *, mmap: bool = True) -> Any:
     """What torch.load(path) would give, with read-only numpy arrays in the place of tensors.
 
     Args:
