@@ -18,6 +18,8 @@ from flax import nnx
 
 import jaxstate as js
 
+torch.set_num_threads(1)  # the arrays are small; threads that wait for each other take most of the time
+
 
 def rngs(seed: int = 0) -> nnx.Rngs:
     return nnx.Rngs(seed)
