@@ -19,8 +19,10 @@ from jaxstate.foreign import without_tensors
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
 from jaxstate.spectral import Spectral
-from jaxstate.table import table
+from jaxstate.table import html_table, table
 from jaxstate.template import registration_order
+
+COLUMNS = ("torch key", "path", "layout", "shape", "dtype")
 
 AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum | Spectral
 
@@ -279,11 +281,16 @@ class Binding:
     def __hash__(self) -> int:
         return hash(self.keys)
 
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """A line for each family of keys: torch key, path, layout, shape, dtype."""
+        return [row for rule in self.rules for row in rule.rows]
+
     def __str__(self) -> str:
-        return table(
-            ("torch key", "path", "layout", "shape", "dtype"),
-            [row for rule in self.rules for row in rule.rows],
-        )
+        return table(COLUMNS, self.rows)
+
+    def _repr_html_(self) -> str:
+        return html_table(COLUMNS, self.rows)
 
     __repr__ = __str__
 

@@ -6,7 +6,7 @@ from typing import Any
 from rich.markup import escape
 from rich.table import Table
 
-from jaxstate.binding import Binding
+from jaxstate.binding import COLUMNS, Binding
 
 
 def state_dict_table(state_dict: Mapping[str, Any], title: str = "state_dict") -> Table:
@@ -36,8 +36,7 @@ def optimizer_table(state_dict: Mapping[str, Any], title: str = "optimizer's sta
 
 def binding_table(binding: Binding, title: str = "Binding") -> Table:
     """A Binding: which leaf each torch key is, and in which layout."""
-    rows = [row for rule in binding.rules for row in rule.rows]
-    return _table(title, ("torch key", "path", "layout", "shape", "dtype"), rows)
+    return _table(title, COLUMNS, binding.rows)
 
 
 def losses_table(

@@ -156,7 +156,11 @@ class Rule(Entry):
     @property
     def rows(self) -> list[tuple[str, ...]]:
         shape = "" if self.shape is None else str(self.shape)
-        return [(self.key, self.path, "buffer " * self.buffer + self.pattern, shape, self.dtype or "")]
+        words = [(axis, values) for axis, values in self.names if any(isinstance(v, str) for v in values)]
+        named = "".join(f", {axis} = {' '.join(map(str, values))}" for axis, values in words)
+        return [
+            (self.key, self.path, "buffer " * self.buffer + self.pattern + named, shape, self.dtype or "")
+        ]
 
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         """torch's arrays of these leaves: numpy, jax or traced. They may share memory with the leaves."""

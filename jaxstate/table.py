@@ -1,6 +1,7 @@
-"""Rows of text in columns that line up: what a Binding or a state_dict prints as."""
+"""Rows of text in columns that line up, or as HTML: what a Binding shows itself as."""
 
 from collections.abc import Sequence
+from html import escape
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -17,3 +18,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(
         "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
     )
+
+
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same rows for a notebook; what the cells hold is text and never markup.
+
+    >>> html_table(("key",), [("a<b",)])
+    '<table><tr><th>key</th></tr><tr><td><code>a&lt;b</code></td></tr></table>'
+    """
+    lines = ["".join(f"<th>{escape(cell)}</th>" for cell in head)]
+    lines += ["".join(f"<td><code>{escape(cell)}</code></td>" for cell in row) for row in rows]
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
