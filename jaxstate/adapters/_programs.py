@@ -59,13 +59,22 @@ def _cond(facts: Facts, eqn: Any, values: list[Value]) -> list[Value]:
 
 def _scan(facts: Facts, eqn: Any, values: list[Value]) -> list[Value]:
     """The carry keeps its dimensions; what is scanned over loses its first and what is stacked gains one."""
-    fixed, carried = eqn.params["num_consts"], eqn.params["num_consts"] + eqn.params["num_carry"]
+    fixed, carried = _scan_bounds(eqn.params)
     carry = [_made(values, value.dims) for value in values[fixed:carried]]
     steps = [value._replace(dims=value.dims[1:]) for value in values[carried:]]
     results = follow(facts, _open(eqn.params["jaxpr"]), [*values[:fixed], *carry, *steps])
     _agree(facts, carry, results, "scan")
     length = _leading(facts, eqn, values[carried:])
     return [*carry, *(value._replace(dims=(length, *value.dims)) for value in results[len(carry) :])]
+
+
+def _scan_bounds(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Where a scan's constants end among its operands, and where its carry ends; jax 0.12 names them anew."""
+    if "ft_in" in params:
+        constants, carry, _ = (len(part) for part in params["ft_in"].unpack())
+    else:
+        constants, carry = params["num_consts"], params["num_carry"]
+    return constants, constants + carry
 
 
 def _leading(facts: Facts, eqn: Any, scanned: list[Value]) -> tuple[int, ...]:
