@@ -17,7 +17,7 @@ from jaxstate.adapters._reading import rules_of
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
-from jaxstate.placement import narrows, owned, place
+from jaxstate.placement import fresh, narrows, place
 
 
 def bind(
@@ -191,7 +191,7 @@ def _owned_arrays(binding: Binding, leaves: Mapping[str, Any]) -> dict[str, np.n
     """Every array in memory of its own; keys that are tied keep sharing theirs."""
     copies: dict[int, np.ndarray] = {}
     arrays = binding.state_dict(leaves)
-    return {key: copies.setdefault(id(array), owned(array)) for key, array in arrays.items()}
+    return {key: copies.setdefault(id(array), fresh(np.asarray(array))) for key, array in arrays.items()}
 
 
 def _with_metadata(

@@ -1,14 +1,17 @@
 """From a numpy view to the leaf that takes a template leaf's place: its dtype, its sharding, its own memory.
 
-The view may be mapped from a file and transposed; a sharded template makes each process copy only the
-slices of its own devices. Nothing that is returned shares memory with the view.
+The view may be mapped from a file and transposed; it is copied once, into memory that JAX can take as it
+is. A sharded template makes each process copy only the slices of its own devices. Nothing that is returned
+shares memory with the view.
 """
 
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+
+ALIGNMENT = 64  # bytes; JAX on the CPU takes over an array that starts there, and copies any other
+PANEL = 64  # bytes of each row that a transposed copy writes at once: one line of the cache
 
 
 def place(view: np.ndarray, template: Any) -> Any:
@@ -18,18 +21,44 @@ def place(view: np.ndarray, template: Any) -> Any:
     `narrows`.
 
     >>> view = np.arange(6.0, dtype="float32").reshape(2, 3).T
-    >>> bool((place(view, jnp.zeros((3, 2))) == view).all())
+    >>> bool((place(view, jax.numpy.zeros((3, 2))) == view).all())
     True
     """
     dtype = np.dtype(template.dtype)
     if isinstance(template, np.ndarray):
-        return np.array(view, dtype=dtype, order="C")
+        return fresh(view, dtype)
     sharding = getattr(template, "sharding", None)
     if sharding is None or not getattr(template, "committed", True):
-        return jnp.array(view, dtype=dtype)
+        return jax.device_put(_filled(_aligned(view.shape, dtype), view))
     return jax.make_array_from_callback(
-        view.shape, sharding, lambda index: np.array(view[index], dtype=dtype)
+        view.shape, sharding, lambda index: _filled(_aligned(view[index].shape, dtype), view[index])
     )
+
+
+def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
+    """A writable, contiguous copy of a view, in memory of its own.
+
+    >>> view = np.arange(6.0).reshape(2, 3).T
+    >>> copy = fresh(view)
+    >>> bool((copy == view).all()), copy.flags.c_contiguous, copy.flags.owndata
+    (True, True, True)
+    """
+    return _filled(np.empty(view.shape, dtype or view.dtype), view)
+
+
+def _filled(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """The copy, with the view's values.
+
+    A view whose rows lie across its memory is copied in panels, so that each line of the cache that is
+    read is used whole before it is lost; numpy's own copy would read it once for every element.
+    """
+    if copy.size == 0 or view.ndim < 2 or view.strides[-1] == view.itemsize:
+        copy[...] = view
+        return copy
+    width = max(1, PANEL // copy.itemsize)
+    for start in range(0, view.shape[-1], width):
+        copy[..., start : start + width] = view[..., start : start + width]
+    return copy
 
 
 def narrows(found: Any, wanted: Any) -> bool:
@@ -41,7 +70,8 @@ def narrows(found: Any, wanted: Any) -> bool:
     return not np.can_cast(np.dtype(found), np.dtype(wanted), casting="safe")
 
 
-def owned(array: Any) -> np.ndarray:
-    """A writable, contiguous numpy array in memory of its own, of anything array-like."""
-    view = np.asarray(array)
-    return np.array(view, order="C", copy=True)
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    size = int(np.prod(shape, dtype=int)) * dtype.itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
