@@ -1,4 +1,4 @@
-"""Schedulers of schedulers: SequentialLR runs one after the other, ChainedScheduler all of them at every step.
+"""Schedulers of schedulers: SequentialLR runs one after the other, ChainedScheduler all of them at once.
 
 https://docs.pytorch.org/docs/stable/generated/torch.optim.lr_scheduler.SequentialLR.html
 """
@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxstate.errors import OptimizerError
 from jaxstate.optim.schedulers._groups import Groups, with_values
-from jaxstate.optim.schedulers._scheduler import Scheduler, State, Step, begun, last
+from jaxstate.optim.schedulers._scheduler import Scheduler, State, Step, begun, ordered
 
 
 def SequentialLR(
@@ -41,7 +41,7 @@ def SequentialLR(
         groups = [with_values(group, {"lr": group["initial_lr"]}) for group in groups]
         states, i = [_undone(state) for state in states], bisect_right(milestones, 0)
         state, groups = begun(parts[i].advance, states[i], groups)
-        states[i] = _ordered(state)
+        states[i] = ordered(state)
         own = {"_milestones": milestones, "last_epoch": last_epoch + 1}
         return {**own, "_last_lr": states[i]["_last_lr"], "_schedulers": states}, groups
 
@@ -101,12 +101,6 @@ def _undone(state: State) -> State:
     return {**state, "last_epoch": state["last_epoch"] - 1}
 
 
-def _ordered(state: State) -> State:
-    """What a class treats apart stays at the end, whatever a second beginning has added."""
-    apart = [key for key in ("_schedulers", "lr_lambdas", "_scale_fn_custom") if key in state]
-    return last(state, apart[0]) if apart else state
-
-
 def _enter(name: str) -> Callable[[State, Groups], Step]:
     def enter(state: State, groups: Groups) -> Step:
         raise OptimizerError(f"torch cannot enter a {name} at a milestone: it has no get_lr; put it first")
@@ -120,6 +114,7 @@ def _check(name: str, words: str, parts: Sequence[Scheduler]) -> None:
     for i, part in enumerate(parts):
         if part.argument == "metrics":
             raise OptimizerError(
-                f"{name} does not support `ReduceLROnPlateau` scheduler as it requires additional kwargs to be "
-                f"specified when calling `step`, but got one at index {i} in the given schedulers sequence."
+                f"{name} does not support `ReduceLROnPlateau` scheduler as it requires additional kwargs "
+                f"to be specified when calling `step`, but got one at index {i} in the given schedulers "
+                "sequence."
             )

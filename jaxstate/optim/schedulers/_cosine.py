@@ -22,7 +22,7 @@ from jaxstate.optim.schedulers._scheduler import (
 
 
 def CosineAnnealingLR(T_max: int, eta_min: float = 0.0, last_epoch: int = -1) -> Scheduler:
-    """`torch.optim.lr_scheduler.CosineAnnealingLR`: half a cosine down to eta_min, half a cosine up, and so on.
+    """`torch.optim.lr_scheduler.CosineAnnealingLR`: half a cosine down to eta_min, half one up, and on.
 
     optax.cosine_decay_schedule stays at the minimum; torch rises again after T_max.
 

@@ -25,7 +25,7 @@ from jaxstate.optim.schedulers._scheduler import (
     advanced,
     constructed,
     entered,
-    last,
+    ordered,
 )
 
 # By mode: the scale of a height, and whether its argument is the cycle or the iteration.
@@ -77,7 +77,7 @@ def CyclicLR(
     def advance(state: State, groups: Groups, argument: Any = None) -> Step:
         fn = restored(scale_fn, state["_scale_fn_custom"])
         state, groups = advanced(lambda s, g: _values(s, g, fn), state, groups)
-        return last({**state, "_scale_fn_custom": _attributes(fn)}, "_scale_fn_custom"), groups
+        return ordered({**state, "_scale_fn_custom": _attributes(fn)}), groups
 
     def construct(groups: Groups) -> Step:
         base_lrs = per_group("base_lr", base_lr, groups)

@@ -127,7 +127,7 @@ def PolynomialLR(total_iters: int = 5, power: float = 1.0, last_epoch: int = -1)
 
     >>> decay = PolynomialLR(total_iters=4, power=2.0)
     >>> [decay.step(*decay.init([{"lr": 0.8}]), times=n)[1][0]["lr"] for n in (0, 2, 4, 6)]
-    [0.8, 0.2, 0.0, 0.0]
+    [0.8, 0.1999..., 0.0, 0.0]
     """
 
     def factor(s: State) -> float:

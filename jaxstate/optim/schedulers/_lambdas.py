@@ -13,7 +13,15 @@ from typing import Any
 
 from jaxstate.errors import OptimizerError
 from jaxstate.optim.schedulers._groups import Groups
-from jaxstate.optim.schedulers._scheduler import Scheduler, State, Step, advanced, constructed, entered, last
+from jaxstate.optim.schedulers._scheduler import (
+    Scheduler,
+    State,
+    Step,
+    advanced,
+    constructed,
+    entered,
+    ordered,
+)
 
 Lambda = Callable[[int], float]
 
@@ -34,7 +42,7 @@ def LambdaLR(lr_lambda: Lambda | Sequence[Lambda], last_epoch: int = -1) -> Sche
 
 
 def MultiplicativeLR(lr_lambda: Lambda | Sequence[Lambda], last_epoch: int = -1) -> Scheduler:
-    """`torch.optim.lr_scheduler.MultiplicativeLR`: eta_t = eta_{t-1} f(t), with one f for all or one for each.
+    """`torch.optim.lr_scheduler.MultiplicativeLR`: eta_t = eta_{t-1} f(t), one f for all or one for each.
 
     >>> scheduler = MultiplicativeLR(lambda t: 0.5)
     >>> scheduler.step(*scheduler.init([{"lr": 0.8}]), times=3)[1][0]["lr"] == 0.8 * 0.5**3
@@ -57,12 +65,12 @@ def _of_functions(name: str, given: Lambda | Sequence[Lambda], values: Any, last
     def advance(state: State, groups: Groups, argument: Any = None) -> Step:
         functions = [restored(*pair) for pair in zip(_each(given, groups), state["lr_lambdas"], strict=True)]
         state, groups = advanced(lambda s, g: values(s, g, functions), state, groups)
-        return last({**state, "lr_lambdas": [attributes(f) for f in functions]}, "lr_lambdas"), groups
+        return ordered({**state, "lr_lambdas": [attributes(f) for f in functions]}), groups
 
     def construct(groups: Groups) -> Step:
         own = {"lr_lambdas": [attributes(f) for f in _each(given, groups)]}
         state, groups = constructed(own, advance, groups, last_epoch)
-        return last(state, "lr_lambdas"), groups
+        return ordered(state), groups
 
     def enter(state: State, groups: Groups) -> Step:
         functions = [restored(*pair) for pair in zip(_each(given, groups), state["lr_lambdas"], strict=True)]

@@ -13,11 +13,29 @@ import numpy as np
 
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim.schedulers._groups import plain
-from jaxstate.optim.schedulers._scheduler import Scheduler, State
+from jaxstate.optim.schedulers._scheduler import Scheduler, State, ordered
 
 # Older versions of torch wrote the first and did not write the others.
 _BEFORE = ("verbose",)
 _SINCE = ("_is_initial", "_get_lr_called_within_step")
+# A key that tells a scheduler apart.
+_MARKS = {
+    "lr_lambdas": "LambdaLR or MultiplicativeLR",
+    "step_size": "StepLR",
+    "milestones": "MultiStepLR",
+    "start_factor": "LinearLR",
+    "power": "PolynomialLR",
+    "T_max": "CosineAnnealingLR",
+    "T_0": "CosineAnnealingWarmRestarts",
+    "_milestones": "SequentialLR",
+    "_schedulers": "ChainedScheduler",
+    "total_steps": "OneCycleLR",
+    "max_lrs": "CyclicLR",
+    "patience": "ReduceLROnPlateau",
+    "anneal_epochs": "SWALR",
+    "total_iters": "ConstantLR",
+    "gamma": "ExponentialLR",
+}
 # Lists whose length is the number of groups.
 _EACH = ("base_lrs", "_last_lr", "max_lrs", "min_lrs", "base_momentums", "max_momentums", "lr_lambdas")
 
@@ -77,7 +95,7 @@ def _loaded(scheduler: Scheduler, found: Mapping[str, Any]) -> State:
     if scheduler.schedulers:
         pairs = zip(scheduler.schedulers, found["_schedulers"], strict=True)
         state["_schedulers"] = [_loaded(*pair) for pair in pairs]
-    return {**state, **{key: copy.deepcopy(found[key]) for key in found if key not in template}}
+    return ordered({**state, **{key: copy.deepcopy(found[key]) for key in found if key not in template}})
 
 
 def _plain(template: Any, value: Any) -> Any:
@@ -94,27 +112,36 @@ def _problems(scheduler: Scheduler, found: Any, where: str) -> Iterator[str]:
     try:
         template = _template(scheduler, count)
     except OptimizerError as error:
-        yield f"{where} of the file has {count} groups: {error}"
+        yield f"the file's {where} is of {count} param_groups: {error}"
         return
-    missing = [key for key in template if key not in found and key not in _SINCE]
-    # A scheduler that is first in a SequentialLR has begun twice, and counts even where it is made of others.
-    again = ("_step_count", "_is_initial") if scheduler.schedulers else ()
-    strange = [key for key in found if key not in (*template, *_BEFORE, *again)]
-    if missing:
-        yield f"{where} has the key(s) {quoted(missing)}, which the file lacks"
-    if strange:
-        yield f"{where} has no key(s) {quoted(strange)}, which the file has"
+    yield from _problems_of_keys(scheduler, template, found, where)
     for key in template:
         if key in found and (problem := _unfit(key, template[key], found[key], count)):
             yield f'"{key}" of {where} {problem}'
-    if scheduler.schedulers and not missing:
+    if scheduler.schedulers and "_schedulers" in found:
         yield from _problems_of_parts(scheduler, found["_schedulers"], where)
+
+
+def _problems_of_keys(scheduler: Scheduler, template: State, found: Any, where: str) -> Iterator[str]:
+    # A scheduler of schedulers that is first in a SequentialLR has begun once more, and counts since.
+    again = ("_step_count", "_is_initial") if scheduler.schedulers else ()
+    strange = [key for key in found if key not in (*template, *_BEFORE, *again)]
+    missing = [key for key in template if key not in found and key not in _SINCE]
+    if "use_beta1" in (*strange, *missing):
+        cycles = "use_beta1" in strange
+        yield f"the file's {where} has cycle_momentum={cycles}; so give it to {scheduler.name} as well"
+    elif strange or missing:
+        names = [name for key, name in _MARKS.items() if key in strange]
+        yield (
+            f"{where} has other keys than the file: the file lacks {quoted(missing) or 'none'}, and has "
+            f"{quoted(strange) or 'none'} besides{f', as {names[0]} does' if names else ''}"
+        )
 
 
 def _problems_of_parts(scheduler: Scheduler, found: Any, where: str) -> Iterator[str]:
     parts = scheduler.schedulers
     if not isinstance(found, list | tuple) or len(found) != len(parts):
-        yield f"{where} is of {len(parts)} schedulers, and the file's _schedulers are not so many"
+        yield f"{where} is made of {len(parts)} schedulers, and the file's is not"
         return
     for i, (part, each) in enumerate(zip(parts, found, strict=True)):
         yield from _problems(part, each, f"{where}[{i}] ({part.name})")
@@ -124,18 +151,17 @@ def _unfit(key: str, template: Any, value: Any, count: int) -> str | None:
     if key in _EACH:
         if not isinstance(value, list | tuple) or len(value) != count:
             return f"is to be a list with one entry for each of {count} groups, not {value!r}"
-        numbers = key != "lr_lambdas"
-        return (
-            f"holds {value!r}, and not numbers alone" if numbers and not all(map(_is_number, value)) else None
-        )
+        wrong = key != "lr_lambdas" and not all(map(_is_number, value))
+        return f"holds {value!r}, and not numbers alone" if wrong else None
     if isinstance(template, Counter):
-        whole = isinstance(value, Mapping) and all(isinstance(t, int) for pair in value.items() for t in pair)
+        whole = isinstance(value, Mapping) and all(type(t) is int for pair in value.items() for t in pair)
         return None if whole else f"is to count epochs, {{30: 1, 80: 1}}, not {value!r}"
-    if _is_number(template) and not isinstance(template, bool) and not _is_number(value):
-        return f"is {value!r}, which is no number" if key != "default_min_lr" or value is not None else None
-    return None
+    if key == "default_min_lr" and value is None:
+        return None
+    wrong = _is_number(template) and not _is_number(value)
+    return f"is {value!r}, which is no number" if wrong else None
 
 
 def _is_number(value: Any) -> bool:
-    array = plain(value)
-    return isinstance(array, int | float) or (isinstance(array, np.ndarray) and array.ndim == 0)
+    number = plain(value)
+    return isinstance(number, int | float) or (isinstance(number, np.ndarray) and number.ndim == 0)

@@ -16,6 +16,7 @@ State = dict[str, Any]
 Step = tuple[State, Groups]
 # What is set in every group at a step: [{"lr": 0.1}, {"lr": 0.2, "momentum": 0.9}].
 Values = Callable[[State, Groups], Sequence[Mapping[str, Any]]]
+_APART = ("lr_lambdas", "_scale_fn_custom", "_schedulers")
 
 
 @dataclass(frozen=True)
@@ -164,6 +165,10 @@ def valued(state: State, groups: Groups, values: Sequence[Mapping[str, Any]]) ->
     return {**state, "_get_lr_called_within_step": False, "_last_lr": lrs}, groups
 
 
-def last(state: State, key: str) -> State:
-    """The state with one key at its end, where torch's own `state_dict` methods put what they treat apart."""
-    return {**{k: value for k, value in state.items() if k != key}, key: state[key]}
+def ordered(state: State) -> State:
+    """The state in torch's order: what a class's own `state_dict` treats apart stands at the end."""
+    apart = [key for key in _APART if key in state]
+    return {
+        **{key: value for key, value in state.items() if key not in apart},
+        **{k: state[k] for k in apart},
+    }
