@@ -9,7 +9,7 @@ import optax
 import pytest
 import torch
 from optimizer_pair import DIFFERENT, Pair, displacement_error, jax_step, to_jax, to_torch
-from scheduler_pair import CASES, groups_of, optimizer, shown, stepped
+from scheduler_pair import CASES, LRS, groups_of, optimizer, shown, stepped
 
 import jaxstate as js
 from jaxstate.errors import OptimizerError
@@ -136,6 +136,38 @@ def test_momentum_as_an_optax_schedule():
     assert [float(rate(i)) for i in range(5)] == [0.75, 0.625, 0.5, 0.625, 0.75]
 
 
+def test_an_lr_in_a_tensor_stays_one_in_an_optimizer_state():
+    p = torch.nn.Parameter(torch.ones(2))
+    opt = torch.optim.SGD([p], lr=torch.tensor(0.3))
+    oracle = torch.optim.lr_scheduler.StepLR(opt, 2, gamma=0.37)
+    stepped(opt, oracle)
+    binding = js.Binding((js.Rule("w", "w", "i -> i", shape=(2,)),))
+    moved = js.optim.load_state_dict(sgd().init({"w": jnp.ones(2)}), opt.state_dict(), binding)
+    ours = schedulers.StepLR(1)
+    state = schedulers.load_state_dict(ours, oracle.state_dict())
+    for _ in range(5):
+        stepped(opt, oracle)
+        state, moved = ours.step(state, moved)
+        lr = js.optim.state_dict(moved, binding)["param_groups"][0]["lr"]
+        assert (lr.dtype, lr.shape) == ("float32", ())
+        assert lr == pytest.approx(opt.param_groups[0]["lr"].item(), rel=1e-6)
+
+
+def test_the_state_after_a_plan_is_torchs():
+    case = CASES["sequential"]
+    opt = optimizer(case)
+    oracle = case.torch(opt)
+    groups = [{"params": key, "lr": lr} for key, lr in zip("abc", LRS, strict=True)]
+    tx = sgd(momentum=0.9, param_groups=groups)
+    state, ours = case.ours.init(tx.init({key: jnp.ones(2) for key in "abc"}))
+    begun = param_groups(ours)
+    ours = schedulers.plan(case.ours, state, ours, steps=50).apply(ours, 45)
+    state, _ = case.ours.step(state, begun, times=45)
+    stepped(opt, oracle, 45)
+    assert shown(schedulers.state_dict(state)) == shown(oracle.state_dict())
+    assert [group["lr"] for group in param_groups(ours)] == oracle.get_last_lr()
+
+
 def test_numbers_that_are_set_compile_nothing_anew():
     cycle = schedulers.CyclicLR(0.01, 0.2, step_size_up=3)
     state, opt = cycle.init(adam().init({"w": jnp.ones(3)}))
@@ -238,6 +270,10 @@ def test_files_that_do_not_fit_are_refused(scheduler, found, words):
         (lambda: STEP.step(STATE, PLAIN, epoch=3), "StepLR.step takes no epoch"),
         (lambda: STEP.init([{"params": [0]}]), 'have no "lr"'),
         (lambda: STEP.init(optax.sgd(0.1).init({})), "holds no states of a jaxstate optimizer"),
+        (
+            lambda: jax.jit(lambda opt: STEP.step(STATE, opt)[1])(sgd().init({"w": jnp.ones(2)})),
+            r"steps on the host.* plan = js.optim.schedulers.plan\(scheduler, state, opt, steps\)",
+        ),
         (lambda: schedulers.ReduceLROnPlateau().step({}, TWO), "needs the metric"),
         (lambda: schedulers.ReduceLROnPlateau().step({}, TWO, 1.0, times=2), "one metrics is one step"),
         (lambda: schedulers.schedule(schedulers.ReduceLROnPlateau(), {}, TWO, 3), "cannot be planned"),

@@ -9,30 +9,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._arrays import as_numpy
 from jaxstate.optim._param_groups import ParamGroup, Verbatim
 from jaxstate.optim._state import find_state, replace_state, set_hyperparameters
 
+# The numbers that schedulers set.
+SET = ("lr", "momentum", "betas")
+
 Group = dict[str, Any]
 Groups = list[Group]
 
 
 def read_groups(opt: Any) -> Groups:
-    """The options of every group, without its parameters.
+    """The options of every group that a scheduler may look at; without its parameters.
 
     >>> read_groups([{"lr": 0.1, "params": [0, 1]}])
     [{'lr': 0.1}]
     """
     if _is_plain(opt):
         return [{k: plain(v) for k, v in group.items() if k != "params"} for group in opt]
-    return [group.to_torch() for group in find_state(opt).param_groups]
+    return [_read(group) for group in find_state(opt).param_groups]
 
 
-def write_groups(opt: Any, groups: Groups) -> Any:
-    """The same optimizer state, or list of groups, with what a scheduler has set.
+def write_groups(opt: Any, groups: Groups, before: Groups) -> Any:
+    """The same optimizer state, or list of groups, with what a scheduler has set since `before` was read.
 
     Raises:
         OptimizerError: a number that this optimizer has no buffer for, as momentum in an SGD without.
@@ -40,13 +45,24 @@ def write_groups(opt: Any, groups: Groups) -> Any:
     if _is_plain(opt):
         pairs = zip(opt, groups, strict=True)
         return [{**g, **({"params": old["params"]} if "params" in old else {})} for old, g in pairs]
-    for i, (group, new) in enumerate(zip(find_state(opt).param_groups, groups, strict=True)):
-        old = group.to_torch()
-        numbers = {k: new[k] for k in group.numbers if k in new and not _same(new[k], old[k])}
+    for i, (new, old) in enumerate(zip(groups, before, strict=True)):
+        numbers = {key: new[key] for key in SET if key in new and not np.array_equal(new[key], old[key])}
         opt = set_hyperparameters(opt, group=i, **numbers) if numbers else opt
     state = find_state(opt)
     made = [_with_options(*pair) for pair in zip(state.param_groups, groups, strict=True)]
     return replace_state(opt, replace(state, param_groups=tuple(made)))
+
+
+def _read(group: ParamGroup) -> Group:
+    """A group without the numbers that no scheduler asks for: each has to be fetched from a device."""
+    numbers = {key: group.numbers[key] for key in SET if key in group.numbers}
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(numbers)):
+        raise OptimizerError(
+            "a scheduler steps on the host, between compiled steps; inside of them plan.apply(opt, i) sets "
+            "what it would set, with plan = js.optim.schedulers.plan(scheduler, state, opt, steps)"
+        )
+    asked = [(k, kind) for k, kind in group.options.items() if k in numbers or k not in group.numbers]
+    return replace(group, numbers=numbers, options=Verbatim(dict(asked))).to_torch()
 
 
 def _with_options(group: ParamGroup, new: Group) -> ParamGroup:
@@ -123,7 +139,3 @@ def _is_plain(opt: Any) -> bool:
     if lacking := [i for i, group in enumerate(opt) if "lr" not in group]:
         raise OptimizerError(f"param_groups {lacking} have no {quoted(['lr'])}")
     return True
-
-
-def _same(new: Any, old: Any) -> bool:
-    return bool(np.array_equal(new, old))

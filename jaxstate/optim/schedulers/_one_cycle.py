@@ -97,7 +97,7 @@ def with_momenta(groups: Groups, max_momentum: Any, base_momentum: Any) -> Group
 def _total(total_steps: Any, epochs: Any, steps_per_epoch: Any) -> int:
     if total_steps is None and (epochs is None or steps_per_epoch is None):
         raise OptimizerError("You must define either total_steps OR (epochs AND steps_per_epoch)")
-    counts = {"total_steps": total_steps}
+    counts: dict[str, Any] = {"total_steps": total_steps}
     if total_steps is None:
         counts = {"epochs": epochs, "steps_per_epoch": steps_per_epoch}
     for name, count in counts.items():

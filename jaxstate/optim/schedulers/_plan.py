@@ -13,13 +13,11 @@ import numpy as np
 import optax
 
 from jaxstate.errors import OptimizerError
-from jaxstate.optim._double import Double, split
+from jaxstate.optim._double import Double
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._state import find_state, replace_state
-from jaxstate.optim.schedulers._groups import Groups, read_groups, write_groups
+from jaxstate.optim.schedulers._groups import SET, Groups, read_groups, write_groups
 from jaxstate.optim.schedulers._scheduler import Scheduler, State
-
-_SET = ("lr", "momentum", "betas")
 
 
 @jax.tree_util.register_dataclass
@@ -68,9 +66,9 @@ def plan(scheduler: Scheduler, state: State, opt: Any, steps: int) -> Plan:
     True
     """
     rows = _rows(scheduler, state, opt, steps)
-    write_groups(opt, rows[-1])
+    write_groups(opt, rows[-1], rows[0])
     dtype = jax.tree.leaves(find_state(opt).param_groups[0].numbers)[0].dtype
-    keys = [[key for key in _SET if key in group.numbers] for group in find_state(opt).param_groups]
+    keys = [[key for key in SET if key in group.numbers] for group in find_state(opt).param_groups]
     tables = [
         {key: _table([row[i][key] for row in rows], dtype) for key in names} for i, names in enumerate(keys)
     ]
@@ -125,7 +123,16 @@ def _rows(scheduler: Scheduler, state: State, opt: Any, steps: int) -> list[Grou
 def _table(values: list[Any], dtype: Any) -> Any:
     if isinstance(values[0], tuple | list):
         return tuple(_table(list(column), dtype) for column in zip(*values, strict=True))
-    return Double(jnp.asarray(np.stack([split(float(value), dtype) for value in values])))
+    return Double(jnp.asarray(_parts(np.array(values, np.float64), dtype)))
+
+
+def _parts(rest: np.ndarray, dtype: Any) -> np.ndarray:
+    """(n, 3) of a dtype, of falling size, whose sums are n numbers: all of Double's at once."""
+    parts = []
+    for _ in range(3):
+        parts.append(rest.astype(dtype))
+        rest = rest - parts[-1]
+    return np.stack(parts, axis=-1)
 
 
 def _planned(group: ParamGroup, numbers: dict[str, Any], step: Any) -> ParamGroup:

@@ -43,16 +43,16 @@ def ReduceLROnPlateau(
         raise OptimizerError(f"mode {mode} is unknown!")
     if threshold_mode not in ("rel", "abs"):
         raise OptimizerError(f"threshold mode {threshold_mode} is unknown!")
-    several = isinstance(min_lr, list | tuple)
+    floors = list(min_lr) if isinstance(min_lr, list | tuple) else None
     worst = math.inf if mode == "min" else -math.inf
 
     def construct(groups: Groups) -> Step:
-        if several and len(min_lr) != len(groups):
-            raise OptimizerError(f"expected {len(groups)} min_lrs, got {len(min_lr)}")
+        if floors is not None and len(floors) != len(groups):
+            raise OptimizerError(f"expected {len(groups)} min_lrs, got {len(floors)}")
         state = {
             "factor": factor,
-            "default_min_lr": None if several else min_lr,
-            "min_lrs": list(min_lr) if several else [min_lr] * len(groups),
+            "default_min_lr": min_lr if floors is None else None,
+            "min_lrs": [min_lr] * len(groups) if floors is None else floors,
             "patience": patience,
             "cooldown": cooldown,
             "eps": eps,

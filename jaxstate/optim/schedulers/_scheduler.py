@@ -49,8 +49,9 @@ class Scheduler:
         Returns:
             torch's state_dict of the scheduler, and `opt` with the lr of the first step.
         """
-        state, groups = self.construct(read_groups(opt))
-        return state, write_groups(opt, groups)
+        before = read_groups(opt)
+        state, groups = self.construct(before)
+        return state, write_groups(opt, groups, before)
 
     def step(
         self, state: State, opt: Any, metrics: Any = None, *, epoch: float | None = None, times: int = 1
@@ -76,11 +77,11 @@ class Scheduler:
         (True, 3)
         """
         argument = self._argument({"metrics": metrics, "epoch": epoch}, times)
-        groups = read_groups(opt)
+        before = groups = read_groups(opt)
         _check_groups(self, state, groups)
         for _ in range(times):
             state, groups = self.advance(state, groups, argument)
-        return state, write_groups(opt, groups)
+        return state, write_groups(opt, groups, before)
 
     def _argument(self, given: Mapping[str, Any], times: int) -> Any:
         if strange := [key for key, value in given.items() if value is not None and key != self.argument]:
