@@ -1,5 +1,6 @@
 """Move weights and training between PyTorch and JAX: pure functions to and from torch's state_dict."""
 
+from jaxstate import averaging as averaging
 from jaxstate import optim as optim
 from jaxstate import orbax as orbax
 from jaxstate.binding import Binding as Binding

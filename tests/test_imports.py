@@ -27,6 +27,7 @@ ROOMS = (
     "adapters",
     "convert",
     "optim",
+    "averaging",
     "orbax",
     "display",
     "demo",

@@ -1,5 +1,7 @@
 """torch's optimizers as optax transformations, and their states to and from torch's own dicts."""
 
+from jaxstate.optim import grad_scaler as grad_scaler
+from jaxstate.optim import schedulers as schedulers
 from jaxstate.optim._adam import adam as adam
 from jaxstate.optim._adamw import adamw as adamw
 from jaxstate.optim._load_state_dict import load_state_dict as load_state_dict
