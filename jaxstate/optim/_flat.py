@@ -89,7 +89,8 @@ class Flat:
     def index_in(self, other: "Flat") -> np.ndarray:
         """Where each element of this vector stands in another vector of the same leaves.
 
-        >>> here, there = Flat.of(("a", "b"), ((1,), (2,)), None), Flat(("a", "b"), ((1,), (2,)), None, ("b", "a"))
+        >>> paths, shapes = ("a", "b"), ((1,), (2,))
+        >>> here, there = (Flat(paths, shapes, None, names) for names in (("a", "b"), ("b", "a")))
         >>> np.array([5, 6, 7])[there.index_in(here)]
         array([6, 7, 5])
         """

@@ -6,7 +6,8 @@ iterations of a step in `_descent`, the line search in `_strong_wolfe`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,12 +18,10 @@ import optax
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
-from jaxstate.optim._curvature import empty
 from jaxstate.optim._descent import Descent, descended
 from jaxstate.optim._flat import Flat
 from jaxstate.optim._lbfgs_state import LBFGSState
-from jaxstate.optim._line import Kind
-from jaxstate.optim._state import State
+from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._transform import transformation
 
 
@@ -67,34 +66,11 @@ def lbfgs(
         raise OptimizerError("LBFGS doesn't support per-parameter options (parameter groups)")
     plain = transformation(LBFGS, options, param_groups, binding)
 
-    def init(params: Any) -> LBFGSState:
-        return _started(plain.init(params), params, binding)
+    def init(params: Any) -> Any:
+        return LBFGSState.of(plain.init(params), params, binding)
 
     update: Any = _update
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _started(state: Any, params: Any, binding: Binding | None) -> LBFGSState:
-    leaves = dict(zip(state.paths, jax.tree.leaves(params), strict=True))
-    dtype = _dtype(leaves)
-    flat = Flat.of(state.paths, tuple(tuple(leaf.shape) for leaf in leaves.values()), binding)
-    size = state.param_groups[0]["history_size"]
-
-    def make() -> Any:
-        return empty(flat.size, size, dtype, Kind.ABSENT)
-
-    abstract = any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in leaves.values())
-    memory = jax.eval_shape(make) if abstract else make()
-    kept = {field.name: getattr(state, field.name) for field in fields(State)}
-    return LBFGSState(**kept, memory=memory, flat=flat)
-
-
-def _dtype(leaves: Mapping[str, Any]) -> Any:
-    found = {str(leaf.dtype) for leaf in leaves.values()} or {"float32"}
-    if len(found) > 1 or not found <= {"float32", "float64"}:
-        listed = ", ".join(f"{path} ({leaf.dtype})" for path, leaf in leaves.items())
-        raise OptimizerError(f"LBFGS here takes parameters all of float32 or all of float64, not {listed}")
-    return found.pop()
 
 
 def _update(
@@ -110,37 +86,41 @@ def _update(
         raise OptimizerError(_CALL)
     leaves, treedef = jax.tree.flatten(params)
     shapes = tuple(jnp.shape(leaf) for leaf in leaves)
-    if shapes != state.flat.shapes:
-        raise OptimizerError(f"init saw parameters of shapes {state.flat.shapes}, and these have {shapes}")
-    loss, x = _scalar(value), state.flat.vector(leaves)
+    if (found := leaf_paths(params), shapes) != (state.paths, state.flat.shapes):
+        raise OptimizerError(f"these are not the parameters of init: {[*zip(found, shapes, strict=True)]}")
+    vector = partial(_slope_vector, flat=state.flat, leaves=leaves, treedef=treedef)
+    x, loss = state.flat.vector(leaves), _scalar(value)
     loss = loss.astype(jnp.promote_types(loss.dtype, x.dtype))
-
-    def gradient(tree: Any) -> Any:
-        rows = zip(treedef.flatten_up_to(tree), leaves, strict=True)
-        # torch takes the gradient of a parameter that the loss does not depend on as zeros.
-        return state.flat.vector([jnp.zeros_like(p) if g is None else _like(g, p) for g, p in rows])
 
     def objective(x: Any) -> tuple[Any, Any]:
         value, grads = value_and_grad_fn(treedef.unflatten(state.flat.leaves(x)))
-        return _scalar(value).astype(loss.dtype), gradient(grads)
+        return _scalar(value).astype(loss.dtype), vector(grads)
 
-    zero, one = jnp.int32(0), jnp.int32(1)
-    start = Descent(x, loss, gradient(updates), state.memory, state.n_iter, zero, one, True)
+    # The first evaluation of torch's step is the one that the caller has made.
+    start = Descent(x, loss, vector(updates), state.memory, state.n_iter, jnp.int32(0), jnp.int32(1), True)
     end = descended(start, state.param_groups[0], objective)
     step = jnp.full_like(state.step, end.n_iter)
     return treedef.unflatten(state.flat.leaves(end.x - x)), replace(state, step=step, memory=end.memory)
+
+
+def _slope_vector(grads: Any, flat: Flat, leaves: Sequence[Any], treedef: Any) -> Any:
+    """The vector of a gradient; zeros for a parameter that has none, as torch has it here."""
+    rows = zip(flat.paths, leaves, treedef.flatten_up_to(grads), strict=True)
+    return flat.vector([_slope(*row) for row in rows])
+
+
+def _slope(path: str, p: Any, g: Any) -> Any:
+    if g is None:
+        return jnp.zeros_like(p)
+    if jnp.shape(g) != jnp.shape(p):
+        raise OptimizerError(f"the gradient of {path} has shape {jnp.shape(g)}, the parameter {jnp.shape(p)}")
+    return jnp.asarray(g, p.dtype)
 
 
 def _scalar(value: Any) -> Any:
     if jnp.size(value) != 1:
         raise OptimizerError(f"the loss is one number, not an array of shape {jnp.shape(value)}")
     return jnp.reshape(value, ())
-
-
-def _like(g: Any, p: Any) -> Any:
-    if jnp.shape(g) != jnp.shape(p):
-        raise OptimizerError(f"a gradient has shape {jnp.shape(g)}, and its parameter {jnp.shape(p)}")
-    return jnp.asarray(g, p.dtype)
 
 
 _CALL = (
@@ -165,7 +145,7 @@ def _check(options: Options) -> None:
         if options[key] != int(options[key]):
             raise OptimizerError(f"{key} is a whole number, not {options[key]}")
     if options["history_size"] < 1:
-        raise OptimizerError("a history_size below 1 leaves no room for a pair, and torch's step fails with it")
+        raise OptimizerError("history_size is 1 at least: torch's step fails without room for a pair")
     if options["line_search_fn"] and options["max_eval"] < 1:
         raise OptimizerError(f"torch's line search fails with max_eval={options['max_eval']}; 1 is the least")
 

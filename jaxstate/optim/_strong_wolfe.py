@@ -14,7 +14,6 @@ from jax import lax
 
 from jaxstate.optim._curvature import largest
 from jaxstate.optim._line import (
-    Kind,
     Length,
     Line,
     Point,
