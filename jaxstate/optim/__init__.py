@@ -4,6 +4,7 @@ from jaxstate.optim import grad_scaler as grad_scaler
 from jaxstate.optim import schedulers as schedulers
 from jaxstate.optim._adam import adam as adam
 from jaxstate.optim._adamw import adamw as adamw
+from jaxstate.optim._lbfgs import lbfgs as lbfgs
 from jaxstate.optim._load_state_dict import load_state_dict as load_state_dict
 from jaxstate.optim._param_groups import ParamGroup as ParamGroup
 from jaxstate.optim._sgd import sgd as sgd

@@ -17,8 +17,10 @@ class Algorithm:
     Args:
         name: the class in `torch.optim`.
         defaults: the keys of a param_group with torch's defaults, in torch's order. A key whose default
-            is a number, or a tuple of them, is a hyper-parameter and travels as array leaves.
-        flags: the keys that choose another recursion. They are static, and a file must agree with them.
+            is a number, or a tuple of them, is a hyper-parameter and travels as array leaves, unless it
+            is a flag.
+        flags: the keys that choose another recursion, or other shapes. They are static, and a file must
+            agree with them.
         recursion: `(p, g, state of p, group) -> (update to add to p, new state of p)`, where the state of one
             parameter is torch's entry for it: `{"step": ..., "exp_avg": ..., ...}`.
         buffers: the names of the arrays that torch keeps for a parameter, in order, given its group.
@@ -43,8 +45,8 @@ class Algorithm:
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """The keys whose values are numbers."""
-        return tuple(key for key, value in self.defaults if is_numeric(value))
+        """The keys whose values are numbers that may change."""
+        return tuple(k for k, value in self.defaults if is_numeric(value) and k not in self.flags)
 
     def call(self, options: Options) -> str:
         """The constructor call that makes these options; what is no number and at its default is left out."""

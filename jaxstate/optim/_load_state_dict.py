@@ -16,6 +16,8 @@ from jaxstate.errors import OptimizerError
 from jaxstate.optim._arrays import place, zeros
 from jaxstate.optim._entries import Entries
 from jaxstate.optim._file_groups import file_groups
+from jaxstate.optim._lbfgs_file import MemoryEntry
+from jaxstate.optim._lbfgs_state import LBFGSState
 from jaxstate.optim._optax import read_optax, write_optax
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State, find_state, replace_state
@@ -62,7 +64,10 @@ def _loaded(state: State, osd: Mapping[str, Any], binding: Binding, cast: bool) 
     parameters = Parameters.of(binding, state.paths)
     groups = file_groups(state, osd, parameters)
     ids = {name: i for group in groups for i, name in group.names.items()}
-    entries = Entries.of(state, parameters, osd["state"], ids)
+    if isinstance(state, LBFGSState):
+        entries = MemoryEntry.of(state, binding, osd["state"], ids)
+    else:
+        entries = Entries.of(state, parameters, osd["state"], ids)
     problems = [
         *(problem for group in groups for problem in group.problems(state.algorithm)),
         *refused_sums(parameters),
@@ -73,6 +78,8 @@ def _loaded(state: State, osd: Mapping[str, Any], binding: Binding, cast: bool) 
             f"Error(s) in loading state_dict for {state.algorithm.name}:\n\t" + "\n\t".join(problems)
         )
     made = tuple(group.loaded(state.algorithm) for group in groups)
+    if isinstance(entries, MemoryEntry):
+        return entries.loaded(made)
     return _filled(replace(state, param_groups=made), entries)
 
 

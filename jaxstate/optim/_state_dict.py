@@ -12,6 +12,8 @@ import numpy as np
 from jaxstate.binding import Binding
 from jaxstate.declared import JaxOnly
 from jaxstate.errors import OptimizerError, quoted
+from jaxstate.optim._lbfgs_entry import lbfgs_entries
+from jaxstate.optim._lbfgs_state import LBFGSState
 from jaxstate.optim._optax import read_optax
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
@@ -57,7 +59,10 @@ def state_dict(
     named = any(g.param_names is not None for g in state.param_groups) if param_names is None else param_names
     rows = [group_names(group, parameters) for group in state.param_groups]
     ids = {name: i for i, name in enumerate(name for row in rows for name in row)}
-    entries = _entries(state, parameters, {name: steps[parameters.paths_of[name][0]] for name in ids})
+    if isinstance(state, LBFGSState):
+        entries = lbfgs_entries(state, binding, tuple(ids))
+    else:
+        entries = _entries(state, parameters, {name: steps[parameters.paths_of[name][0]] for name in ids})
     return {
         "state": {ids[name]: entries[name] for name in ids if entries[name]},
         "param_groups": [
