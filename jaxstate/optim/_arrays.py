@@ -56,9 +56,9 @@ def place(array: np.ndarray, like: Any) -> jax.Array:
     return jax.device_put(np.array(array, like.dtype, order="C"), _sharding(like))
 
 
-def zeros(like: Any) -> jax.Array:
-    """Zeros with the shape, dtype and sharding of a leaf, which may be abstract."""
-    return jnp.zeros(like.shape, like.dtype, device=_sharding(like))
+def full(like: Any, value: Any) -> jax.Array:
+    """An array of one value, with the shape, dtype and sharding of a leaf, which may be abstract."""
+    return jnp.full(like.shape, value, like.dtype, device=_sharding(like))
 
 
 def _sharding(like: Any) -> Any:

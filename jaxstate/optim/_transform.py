@@ -59,29 +59,36 @@ def _init(
         )
         options = [{key: value for key, value in group.items() if key != "params"} for group in groups]
         made = tuple(ParamGroup.of(algorithm, *pair) for pair in zip(options, chosen, strict=True))
-        names = {
-            path: algorithm.buffers(option)
-            for option, row in zip(options, chosen, strict=True)
-            for path in row
-        }
+        option_of = {path: pair[0] for pair in zip(options, chosen, strict=True) for path in pair[1]}
         step = jnp.zeros(len(paths), jnp.int32)
-        return State(step, _buffers(params, paths, names), made, algorithm, paths)
+        leaves, treedef = jax.tree.flatten(params)
+        rows = [_started(algorithm, p, option_of[path]) for path, p in zip(paths, leaves, strict=True)]
+        buffers = {
+            name: treedef.unflatten([row.get(name, Absent()) for row in rows])
+            for name in dict.fromkeys(name for row in rows for name in row)
+        }
+        return State(step, buffers, made, algorithm, paths)
 
     return init
 
 
-def _buffers(params: Any, paths: Sequence[str], names: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    leaves, treedef = jax.tree.flatten(params)
-    every = dict.fromkeys(name for path in paths for name in names[path])
-    rows = list(zip(paths, leaves, strict=True))
+def _started(algorithm: Algorithm, p: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The buffers of one parameter before the first step."""
+    likes = {name: algorithm.like(name, p) for name in algorithm.buffers(options)}
     return {
-        name: treedef.unflatten([_zeros(leaf) if name in names[path] else Absent() for path, leaf in rows])
-        for name in every
+        name: _full(p, like, algorithm.start(name, options))
+        for name, like in likes.items()
+        if like is not None
     }
 
 
-def _zeros(leaf: Any) -> Any:
-    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.zeros_like(leaf)
+def _full(p: Any, like: jax.ShapeDtypeStruct, value: Any) -> Any:
+    """An array of one value; it lies where the parameter lies if it is shaped like it."""
+    if isinstance(p, jax.ShapeDtypeStruct):
+        return p if (like.shape, like.dtype) == (p.shape, p.dtype) else like
+    if like.shape == p.shape:
+        return jnp.full_like(p, value, like.dtype)
+    return jnp.full(like.shape, value, like.dtype)
 
 
 def _check_dtypes(leaves: Mapping[str, Any]) -> None:
