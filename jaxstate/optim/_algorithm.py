@@ -7,7 +7,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import numpy as np
+
 Options = Mapping[str, Any]
+
+
+def like_parameter(buffer: str, p: Any) -> jax.ShapeDtypeStruct | None:
+    """A buffer of the parameter's shape and dtype."""
+    return jax.ShapeDtypeStruct(p.shape, p.dtype)
+
+
+def zero(buffer: str, options: Options) -> Any:
+    """A buffer that starts at zero."""
+    return 0
+
+
+def as_float32(step: int) -> np.ndarray:
+    """A step as most optimizers write it, where adding one to 2**24 changes nothing."""
+    return np.array(min(step, 2**24), np.float32)
 
 
 @dataclass(frozen=True)
@@ -27,6 +45,16 @@ class Algorithm:
         check: raises torch's ValueErrors for options that torch's constructor refuses.
         filled: what torch fills in where a checkpoint of an older version lacks a key.
         counts: True if torch writes `step`; otherwise a step above 0 says that the buffers are filled.
+        step: how torch writes it.
+        eager: True if torch makes the entry of a parameter in the constructor; else at its first gradient.
+        like: the shape and dtype of a buffer, given its name and the parameter (of which only these two are
+            read); None where torch keeps none for this parameter.
+        own: the buffers that are not shaped like their parameter. No Layout moves them.
+        start: what a buffer is full of before the first step, given its name and the constructor's options
+            (a group has no say in torch); a complex one has it in both parts. What torch sets at the first
+            step from an option that may have changed by then, the recursion sets where `step` is 0.
+        complex: True if a complex parameter is to it a pair of real ones, each on its own.
+        implied: the options that the name of the constructor says.
         constructor: the function of this package that makes it with these options.
         optax: the fields of the optax state with the same arithmetic, and the buffers that they are, given
             the options of a group. Raises OptimizerError if there is none.
@@ -42,6 +70,18 @@ class Algorithm:
     counts: bool
     constructor: Callable[[Options], str]
     optax: Callable[[Options], tuple[tuple[str, str], ...]]
+    step: Callable[[int], Any] = as_float32
+    eager: bool = False
+    like: Callable[[str, Any], jax.ShapeDtypeStruct | None] = like_parameter
+    own: tuple[str, ...] = ()
+    start: Callable[[str, Options], Any] = zero
+    complex: bool = False
+    implied: tuple[str, ...] = ()
+
+    def asks_for(self, options: Options) -> tuple[str, ...]:
+        """The buffers that these options need and a group of the defaults might lack."""
+        always = self.buffers(dict(self.defaults))
+        return tuple(name for name in self.buffers(options) if name not in always)
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
@@ -52,7 +92,7 @@ class Algorithm:
         """The constructor call that makes these options; what is no number and at its default is left out."""
         chosen = [key for key, value in self.defaults if options.get(key, value) != value]
         shown = [key for key in options if key in self.hyperparameters or key in chosen]
-        given = [f"{key}={options[key]!r}" for key in shown if key != "decoupled_weight_decay"]
+        given = [f"{key}={options[key]!r}" for key in shown if key not in self.implied]
         return f"js.optim.{self.constructor(options)}({', '.join(given)})"
 
 

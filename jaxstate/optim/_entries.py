@@ -50,10 +50,21 @@ class Entries:
             strange,
         )
 
-    def arrays(self, buffer: str) -> dict[str, np.ndarray]:
-        """A buffer by name, where there is one. Call it when there are no problems."""
+    def leaves(self, buffer: str, likes: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """A buffer by path, where the file has it. Call it when there are no problems."""
+        arrays = self._arrays(buffer)
+        keys_of = self.parameters.keys_of
+        if buffer in self.state.algorithm.own:
+            return {path: arrays[keys_of[path][0]] for path in likes if set(keys_of[path]) & set(arrays)}
+        filled = {path: like for path, like in likes.items() if set(keys_of[path]) & set(arrays)}
+        return self.parameters.to_jax(arrays, filled)
+
+    def _arrays(self, buffer: str) -> dict[str, np.ndarray]:
+        eager = self.state.algorithm.eager
         found = {
-            name: as_numpy(e[buffer]) for name, e in self.found.items() if buffer in e and self.step(name)
+            name: _as_array(entry[buffer])
+            for name, entry in self.found.items()
+            if buffer in entry and (eager or self.step(name))
         }
         return {name: array for name, array in found.items() if array is not None}
 
@@ -82,6 +93,9 @@ class Entries:
             else:
                 yield f"{where} is no dict but {entry!r}"
         yield from self._uneven()
+        if self.state.algorithm.eager:
+            lacking = [name for name in self.ids if name not in self.found]
+            yield from (f'state has no entry for id {self.ids[name]} ("{name}")' for name in lacking)
 
     def _of_entry(self, name: str, entry: Mapping[str, Any], cast: bool) -> Iterator[str]:
         likes = self._likes(name)
@@ -109,19 +123,38 @@ class Entries:
     def _buffers(self) -> dict[str, tuple[dict[str, tuple[int, ...]], dict[str, Any]]]:
         """torch's shapes by name, and the template's leaves by path, of each buffer."""
         leaves = {buffer: self.state.buffer(buffer) for buffer in self.state.buffers}
-        return {buffer: (self.parameters.shapes(row), row) for buffer, row in leaves.items()}
+        return {buffer: (self._shapes(buffer, row), row) for buffer, row in leaves.items()}
+
+    def _shapes(self, buffer: str, leaves: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        if buffer not in self.state.algorithm.own:
+            return self.parameters.shapes(leaves)
+        paths_of = self.parameters.paths_of
+        return {name: leaves[row[0]].shape for name, row in paths_of.items() if row[0] in leaves}
 
     def _uneven(self) -> Iterator[str]:
         for path, names in self.parameters.keys_of.items():
             steps = {name: self.step(name) for name in names}
             if len(set(steps.values())) > 1:
                 yield f"{path} is one leaf with one step, and the file has {steps}"
+            for buffer in self.state.algorithm.own:
+                found = {name: _as_array(self._value(name, buffer)) for name in names}
+                if len({None if x is None else x.tobytes() for x in found.values()}) > 1:
+                    yield f"{path} is one leaf with one {buffer}, and the file has {found}"
+
+    def _value(self, name: str, buffer: str) -> Any:
+        entry = self.found.get(name)
+        return entry.get(buffer) if isinstance(entry, Mapping) else None
 
 
 def _present(entry: Any) -> Any:
     if not isinstance(entry, Mapping):
         return entry
     return {key: value for key, value in entry.items() if value is not None}
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    """An entry's array. A scalar that older versions wrote as a Python float is float32 to newer ones."""
+    return np.array(value, np.float32) if type(value) in (int, float) else as_numpy(value)
 
 
 def _whole(step: Any) -> int | None:
@@ -131,7 +164,7 @@ def _whole(step: Any) -> int | None:
 
 
 def _of_array(buffer: str, value: Any, shape: tuple[int, ...], dtype: Any, cast: bool) -> Iterator[str]:
-    array = as_numpy(value)
+    array = _as_array(value)
     if array is None:
         yield f"has {buffer}, which is no array but {type(value).__name__}"
     elif array.shape != shape:

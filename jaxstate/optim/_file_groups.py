@@ -59,7 +59,7 @@ class FileGroup:
         flags = [key for key in algorithm.flags if self.options[key] != self.template[key]]
         if flags:
             return ", ".join(f"{k}={self.options[k]!r} instead of {self.template[k]!r}" for k in flags)
-        lacking = [name for name in algorithm.buffers(self.options) if name not in self.made]
+        lacking = [name for name in algorithm.asks_for(self.options) if name not in self.made]
         return f"a {' and a '.join(lacking)}, which this optimizer does not keep" if lacking else ""
 
     def loaded(self, algorithm: Algorithm) -> ParamGroup:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
-from jaxstate.optim._arrays import place, zeros
+from jaxstate.optim._arrays import full, place
 from jaxstate.optim._entries import Entries
 from jaxstate.optim._file_groups import file_groups
 from jaxstate.optim._lbfgs_file import MemoryEntry
@@ -85,16 +85,15 @@ def _loaded(state: State, osd: Mapping[str, Any], binding: Binding, cast: bool) 
 
 def _filled(state: State, entries: Entries) -> State:
     """The state with a file's steps and buffers, each leaf placed as the template's."""
-    steps = entries.steps()
+    groups = {path: group.to_torch() for path, group in state.groups.items()}
     for buffer in state.buffers:
         likes = state.buffer(buffer)
-        started = {path: like for path, like in likes.items() if steps[path]}
-        moved = entries.parameters.to_jax(entries.arrays(buffer), started)
-        state = state.with_buffer(
-            buffer,
-            {
-                path: place(moved[path], like) if path in moved else zeros(like)
-                for path, like in likes.items()
-            },
-        )
-    return replace(state, step=place(np.array(list(steps.values()), np.int32), state.step))
+        moved = entries.leaves(buffer, likes)
+        leaves = {
+            path: place(moved[path], like)
+            if path in moved
+            else full(like, state.algorithm.start(buffer, groups[path]))
+            for path, like in likes.items()
+        }
+        state = state.with_buffer(buffer, leaves)
+    return replace(state, step=place(np.array(list(entries.steps().values()), np.int32), state.step))

@@ -48,6 +48,8 @@ class State:
 
     def buffer(self, name: str) -> dict[str, Any]:
         """The leaves of a buffer by path; those that are absent are left out."""
+        if name not in self.buffers:
+            return {}
         leaves = flatten_buffer(self.buffers[name])[0]
         pairs = zip(self.paths, leaves, strict=True)
         return {path: leaf for path, leaf in pairs if not isinstance(leaf, Absent)}
@@ -144,9 +146,9 @@ def _check_names(state: State, values: dict[str, Any]) -> None:
 def _check_buffers(state: State, groups: Sequence[ParamGroup], values: dict[str, Any]) -> None:
     """Numbers may ask for a buffer that was not made, as SGD's momentum does; a traced one always might."""
     assumed = {key: value if is_numeric(value) else 1.0 for key, value in values.items()}
-    wanted = state.algorithm.buffers({**dict(state.algorithm.defaults), **assumed})
+    wanted = state.algorithm.asks_for({**dict(state.algorithm.defaults), **assumed})
     for name in wanted:
-        made = state.buffer(name) if name in state.buffers else {}
+        made = state.buffer(name)
         if not all(path in made for group in groups for path in group.paths):
             call = state.algorithm.call({**dict(state.algorithm.defaults), **values})
             raise OptimizerError(f"the state has no {name}; make it with {call}")

@@ -19,9 +19,6 @@ from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State, find_state
 
-# torch counts in float32, where adding one to this changes nothing.
-LAST_STEP = 2**24
-
 
 def state_dict(
     opt: Any, binding: Binding, *, optimizer: Any = None, param_names: bool | None = None
@@ -55,7 +52,7 @@ def state_dict(
     state = find_state(opt) if optimizer is None else read_optax(opt, optimizer)
     parameters = Parameters.of(binding, state.paths)
     steps = dict(zip(state.paths, np.asarray(state.step).tolist(), strict=True))
-    _check(parameters, steps)
+    _check(state, parameters, steps)
     named = any(g.param_names is not None for g in state.param_groups) if param_names is None else param_names
     rows = [group_names(group, parameters) for group in state.param_groups]
     ids = {name: i for i, name in enumerate(name for row in rows for name in row)}
@@ -90,26 +87,40 @@ def group_names(group: ParamGroup, parameters: Parameters) -> tuple[str, ...]:
     return kept if kept is not None and sorted(kept) == sorted(names) else names
 
 
-def _entries(
-    state: State, parameters: Parameters, steps: Mapping[str, int]
-) -> dict[str, dict[str, np.ndarray]]:
+def _entries(state: State, parameters: Parameters, steps: Mapping[str, int]) -> dict[str, dict[str, Any]]:
     """torch's `state[p]` by name; empty where there is none."""
-    entries: dict[str, dict[str, np.ndarray]] = {name: {} for name in steps}
-    updated = [name for name, step in steps.items() if step > 0]
-    if state.algorithm.counts:
-        for name in updated:
-            entries[name]["step"] = np.array(min(steps[name], LAST_STEP), np.float32)
-    for buffer in state.buffers:
-        leaves = {path: np.asarray(leaf) for path, leaf in state.buffer(buffer).items()}
-        arrays = parameters.to_torch(leaves)
-        for name in updated:
-            if name in arrays:
-                entries[name][buffer] = np.array(arrays[name], order="C")
+    algorithm = state.algorithm
+    arrays = {buffer: _arrays(state, parameters, buffer) for buffer in state.buffers}
+    orders = {path: _order(state, group) for group in state.param_groups for path in group.paths}
+    entries: dict[str, dict[str, Any]] = {name: {} for name in steps}
+    for name in [name for name, step in steps.items() if step > 0 or algorithm.eager]:
+        counted = {"step": algorithm.step(steps[name])} if algorithm.counts else {}
+        buffers = [b for b in orders[parameters.paths_of[name][0]] if name in arrays[b]]
+        entries[name] = counted | {b: np.array(arrays[b][name], order="C") for b in buffers}
     return entries
 
 
-def _check(parameters: Parameters, steps: Mapping[str, int]) -> None:
-    problems = [*refused_sums(parameters), *_untold(parameters, steps), *_uneven(parameters, steps)]
+def _order(state: State, group: ParamGroup) -> list[str]:
+    """The buffers in torch's order, which a tree of dicts does not keep."""
+    ordered = [name for name in state.algorithm.buffers(group.to_torch()) if name in state.buffers]
+    return [*ordered, *(name for name in state.buffers if name not in ordered)]
+
+
+def _arrays(state: State, parameters: Parameters, buffer: str) -> dict[str, Any]:
+    """torch's arrays of a buffer by name; all keys of a leaf have one where it has a shape of its own."""
+    leaves = {path: np.asarray(leaf) for path, leaf in state.buffer(buffer).items()}
+    if buffer not in state.algorithm.own:
+        return parameters.to_torch(leaves)
+    return {name: leaves[row[0]] for name, row in parameters.paths_of.items() if row[0] in leaves}
+
+
+def _check(state: State, parameters: Parameters, steps: Mapping[str, int]) -> None:
+    problems = [
+        *refused_sums(parameters),
+        *_untold(parameters, steps),
+        *_uneven(parameters, steps),
+        *_torn(state, parameters),
+    ]
     if problems:
         raise OptimizerError("torch has no form for this state:\n\t" + "\n\t".join(problems))
 
@@ -136,3 +147,12 @@ def _uneven(parameters: Parameters, steps: Mapping[str, int]) -> Iterator[str]:
     for name, paths in parameters.paths_of.items():
         if len(found := sorted({steps[path] for path in paths})) > 1:
             yield f'"{name}" has one step in torch and {found} here, for {quoted(paths)}'
+
+
+def _torn(state: State, parameters: Parameters) -> Iterator[str]:
+    for buffer in state.algorithm.own:
+        leaves = {path: np.asarray(leaf) for path, leaf in state.buffer(buffer).items()}
+        for name, paths in parameters.paths_of.items():
+            found = [leaves[path].tobytes() for path in paths if path in leaves]
+            if len(set(found)) > 1:
+                yield f'"{name}" has one {buffer} in torch, and here {quoted(paths)} have different ones'

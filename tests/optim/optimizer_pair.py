@@ -117,6 +117,9 @@ class Pair:
         binding: pairs their parameters.
         options: of torch's constructor.
         groups: None, or torch's groups with names for parameters.
+        scale: of the parameters. Where they are large beside their steps, one rounding of theirs is a large
+            part of a step.
+        steps: how many gradients there are.
     """
 
     torch_class: Any
@@ -125,14 +128,20 @@ class Pair:
     options: dict
     groups: Any = None
     dtype: str = "float32"
+    scale: float = 1.0
+    steps: int = 12
 
     def __post_init__(self):
         rng = np.random.default_rng(0)
-        self.start = {name: self._random(rng, name) for name in self.binding.parameters}
-        self.grads = [{name: self._random(rng, name) for name in self.start} for _ in range(12)]
+        scale = np.dtype(self.dtype).type(self.scale)
+        self.start = {name: scale * self._random(rng, name) for name in self.binding.parameters}
+        self.grads = [{name: self._random(rng, name) for name in self.start} for _ in range(self.steps)]
 
     def _random(self, rng, name):
-        return rng.normal(size=self.binding.shapes[name]).astype(self.dtype)
+        values = rng.normal(size=self.binding.shapes[name])
+        if np.issubdtype(self.dtype, np.complexfloating):
+            values = values + 1j * rng.normal(size=values.shape)
+        return values.astype(self.dtype)
 
     def torch(self, arrays, osd=None):
         """A torch optimizer, and its parameters by name."""
@@ -164,13 +173,19 @@ class Pair:
         return self.tx.init(to_jax(self.binding, self.start))
 
     def errors(self, k, n):
-        """How far k steps in one and n in the other are from k+n in torch: torch first, ours first."""
+        """How far k steps in one and n in the other are from k+n in torch: torch first, ours first.
+
+        What ours wrote is held against what torch wrote, since reading makes a difference to torch: it casts
+        the scalars that it keeps in float32 to the dtype of the parameters.
+        """
         reference = self.torch_steps(*self.torch(self.start), 0, k + n)
         opt, params = self.torch(self.start)
-        arrays = self.torch_steps(opt, params, 0, k)
+        arrays, osd = self.torch_steps(opt, params, 0, k), copy.deepcopy(opt.state_dict())
+        resumed = self.torch_steps(*self.torch(arrays, osd), k, k + n)
         ours = load_state_dict(self.init(), opt.state_dict(), self.binding)
         there, _ = self.jax_steps(arrays, ours, k, k + n)
         arrays, ours = self.jax_steps(self.start, self.init(), 0, k)
         osd = as_tensors(state_dict(ours, self.binding))
         back = self.torch_steps(*self.torch(arrays, osd), k, k + n)
-        return tuple(displacement_error(found, reference, self.start) for found in (there, back))
+        pairs = (there, reference), (back, resumed)
+        return tuple(displacement_error(*pair, self.start) for pair in pairs)
