@@ -5,7 +5,7 @@ The machinery around it (groups, ids, states, files) asks nothing else, and know
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -54,6 +54,10 @@ class Algorithm:
         constructor: the function of this package that makes it with these options.
         optax: the fields of the optax state with the same arithmetic, and the buffers that they are, given
             the options of a group. Raises OptimizerError if there is none.
+        leaves: what the recursion takes. "model": the model's leaves, as it is the same in any layout.
+            "torch": torch's own arrays, by torch's names. "bound": those too, made of the model's leaves
+            by a Binding.
+        sparse: True if gradients are sparse, and only what they specify is updated.
     """
 
     name: str
@@ -71,6 +75,8 @@ class Algorithm:
     like: Callable[[str, Any], jax.ShapeDtypeStruct | None] = like_parameter
     own: tuple[str, ...] = ()
     start: Callable[[str, Options], Any] = zero
+    leaves: Literal["model", "torch", "bound"] = "model"
+    sparse: bool = False
 
     def asks_for(self, options: Options) -> tuple[str, ...]:
         """The buffers that these options need and a group of the defaults might lack."""
@@ -79,8 +85,8 @@ class Algorithm:
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """The keys whose values are numbers."""
-        return tuple(key for key, value in self.defaults if is_numeric(value))
+        """The keys whose values are numbers, and choose no recursion."""
+        return tuple(key for key, value in self.defaults if is_numeric(value) and key not in self.flags)
 
     def call(self, options: Options) -> str:
         """The constructor call that makes these options; what is no number and at its default is left out."""

@@ -15,6 +15,7 @@ import optax
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm
+from jaxstate.optim._gradient import check_gradient, widened
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._select import select
@@ -143,11 +144,10 @@ def _one(
     if g is None:
         # Minus zero, added, changes no bit; plus zero would turn a -0.0 around.
         return -jnp.zeros_like(p), entry
-    if jnp.shape(g) != jnp.shape(p):
-        raise OptimizerError(f"the gradient of {path} has shape {jnp.shape(g)}, the parameter {jnp.shape(p)}")
+    check_gradient(algorithm, path, g, p)
     dtype = jnp.promote_types(p.dtype, jnp.float32)
     wide = {name: jnp.asarray(x, dtype) for name, x in entry.items() if name != "step"}
     update, new = algorithm.recursion(
-        jnp.asarray(p, dtype), jnp.asarray(g, dtype), {**wide, "step": entry["step"]}, group
+        jnp.asarray(p, dtype), widened(g, dtype), {**wide, "step": entry["step"]}, group
     )
     return update.astype(p.dtype), {name: x.astype(entry[name].dtype) for name, x in new.items()}
