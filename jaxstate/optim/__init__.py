@@ -3,6 +3,7 @@
 from jaxstate.optim._adafactor import adafactor as adafactor
 from jaxstate.optim._adam import adam as adam
 from jaxstate.optim._adamw import adamw as adamw
+from jaxstate.optim._labels import labels as labels
 from jaxstate.optim._load_state_dict import load_state_dict as load_state_dict
 from jaxstate.optim._muon import muon as muon
 from jaxstate.optim._param_groups import ParamGroup as ParamGroup

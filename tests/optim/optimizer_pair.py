@@ -163,8 +163,8 @@ class Pair:
         """Our state before the first step."""
         return self.tx.init(to_jax(self.binding, self.start))
 
-    def errors(self, k, n):
-        """How far k steps in one and n in the other are from k+n in torch: torch first, ours first."""
+    def ends(self, k, n):
+        """The parameters after k+n steps in torch, k there and n here, k here and n there."""
         reference = self.torch_steps(*self.torch(self.start), 0, k + n)
         opt, params = self.torch(self.start)
         arrays = self.torch_steps(opt, params, 0, k)
@@ -173,4 +173,9 @@ class Pair:
         arrays, ours = self.jax_steps(self.start, self.init(), 0, k)
         osd = as_tensors(state_dict(ours, self.binding))
         back = self.torch_steps(*self.torch(arrays, osd), k, k + n)
-        return tuple(displacement_error(found, reference, self.start) for found in (there, back))
+        return reference, there, back
+
+    def errors(self, k, n):
+        """How far k steps in one and n in the other are from k+n in torch: torch first, ours first."""
+        reference, *moved = self.ends(k, n)
+        return tuple(displacement_error(found, reference, self.start) for found in moved)
