@@ -14,6 +14,8 @@ import optax
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
+from jaxstate.optim._arithmetic import lerp
+from jaxstate.optim._checks import check_betas, check_fused, check_lr, check_nonnegative, is_array
 from jaxstate.optim._double import rounded
 from jaxstate.optim._transform import transformation
 
@@ -76,30 +78,24 @@ def recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, d
     return decay + -lr / b1.one_minus_power(t) * m / denominator, new
 
 
-def lerp(start: Any, end: Any, weight: Any) -> Any:
-    """torch.lerp, which goes from the nearer end."""
-    near = start + weight * (end - start)
-    far = end - (1 - weight) * (end - start)
-    return jnp.where(weight.high < 0.5, near, far)
-
-
 def _buffers(options: Options) -> tuple[str, ...]:
     return ("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if options["amsgrad"] else ()))
 
 
 def _check(options: Options) -> None:
-    betas = options["betas"]
-    if not 0.0 <= options["lr"]:
-        raise OptimizerError(f"Invalid learning rate: {options['lr']}")
-    if not 0.0 <= options["eps"]:
-        raise OptimizerError(f"Invalid epsilon value: {options['eps']}")
-    for i in range(2):
-        if not 0.0 <= betas[i] < 1.0:
-            raise OptimizerError(f"Invalid beta parameter at index {i}: {betas[i]}")
-    if not 0.0 <= options["weight_decay"]:
-        raise OptimizerError(f"Invalid weight_decay value: {options['weight_decay']}")
-    if not (isinstance(betas[0], float) and isinstance(betas[1], float)):
+    betas, capturable = options["betas"], options["capturable"] or not options["foreach"]
+    words = "as a Tensor is not supported for capturable=False and foreach=True"
+    if is_array(options["lr"]) and not capturable:
+        raise OptimizerError(f"lr {words}")
+    check_lr(options)
+    check_nonnegative(options, "eps")
+    check_betas(options)
+    check_nonnegative(options, "weight_decay")
+    if not all(isinstance(beta, float) for beta in betas) and not all(map(is_array, betas)):
         raise OptimizerError("betas must be either both floats or both Tensors")
+    if is_array(betas[0]) and not capturable:
+        raise OptimizerError(f"betas[0] {words}")
+    check_fused(options)
 
 
 def _optax(options: Options) -> tuple[tuple[str, str], ...]:
@@ -140,5 +136,7 @@ ADAM = Algorithm(
     filled=FILLED,
     counts=True,
     constructor=lambda options: "adamw" if options["decoupled_weight_decay"] else "adam",
+    implied=("decoupled_weight_decay",),
+    complex=True,
     optax=_optax,
 )

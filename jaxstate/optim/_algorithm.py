@@ -48,9 +48,11 @@ class Algorithm:
         like: the shape and dtype of a buffer, given its name and the parameter (of which only these two are
             read); None where torch keeps none for this parameter.
         own: the buffers that are not shaped like their parameter. No Layout moves them.
-        start: what a buffer is full of before the first step, given its name and the group's options. What
-            torch sets at the first step from an option that may have changed by then, the recursion sets
-            where `step` is 0.
+        start: what a buffer is full of before the first step, given its name and the constructor's options
+            (a group has no say in torch); a complex one has it in both parts. What torch sets at the first
+            step from an option that may have changed by then, the recursion sets where `step` is 0.
+        complex: True if a complex parameter is to it a pair of real ones, each on its own.
+        implied: the options that the name of the constructor says.
         constructor: the function of this package that makes it with these options.
         optax: the fields of the optax state with the same arithmetic, and the buffers that they are, given
             the options of a group. Raises OptimizerError if there is none.
@@ -75,6 +77,8 @@ class Algorithm:
     like: Callable[[str, Any], jax.ShapeDtypeStruct | None] = like_parameter
     own: tuple[str, ...] = ()
     start: Callable[[str, Options], Any] = zero
+    complex: bool = False
+    implied: tuple[str, ...] = ()
     leaves: Literal["model", "torch", "bound"] = "model"
     sparse: bool = False
 
@@ -92,7 +96,7 @@ class Algorithm:
         """The constructor call that makes these options; what is no number and at its default is left out."""
         chosen = [key for key, value in self.defaults if options.get(key, value) != value]
         shown = [key for key in options if key in self.hyperparameters or key in chosen]
-        given = [f"{key}={options[key]!r}" for key in shown if key != "decoupled_weight_decay"]
+        given = [f"{key}={options[key]!r}" for key in shown if key not in self.implied]
         return f"js.optim.{self.constructor(options)}({', '.join(given)})"
 
 

@@ -13,6 +13,7 @@ import optax
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
+from jaxstate.optim._checks import check_fused, check_lr, check_nonnegative
 from jaxstate.optim._transform import transformation
 
 
@@ -74,15 +75,11 @@ def _buffers(options: Options) -> tuple[str, ...]:
 
 
 def _check(options: Options) -> None:
-    for key, what in {
-        "lr": "learning rate:",
-        "momentum": "momentum value:",
-        "weight_decay": "weight_decay value:",
-    }.items():
-        if options[key] < 0.0:
-            raise OptimizerError(f"Invalid {what} {options[key]}")
+    check_lr(options)
+    check_nonnegative(options, "momentum", "weight_decay")
     if options["nesterov"] and (options["momentum"] <= 0 or options["dampening"] != 0):
         raise OptimizerError("Nesterov momentum requires a momentum and zero dampening")
+    check_fused(options)
 
 
 def _optax(options: Options) -> tuple[tuple[str, str], ...]:
@@ -120,5 +117,6 @@ SGD = Algorithm(
     ),
     counts=False,
     constructor=lambda options: "sgd",
+    complex=True,
     optax=_optax,
 )

@@ -11,10 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm
+from jaxstate.optim._arrays import as_both_parts
 from jaxstate.optim._gradient import check_gradient, widened
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._paths import leaf_paths
@@ -36,7 +38,7 @@ def transformation(
     groups = [_complete(group, options) for group in param_groups or [{"params": "*"}]]
     for checked in (options, *groups):
         algorithm.check(checked)
-    init: Any = _init(algorithm, groups, binding)
+    init: Any = _init(algorithm, options, groups, binding)
     update: Any = _update
     return optax.GradientTransformation(init, update)
 
@@ -50,11 +52,14 @@ def _complete(group: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str,
 
 
 def _init(
-    algorithm: Algorithm, groups: Sequence[Mapping[str, Any]], binding: Binding | None
+    algorithm: Algorithm,
+    defaults: Mapping[str, Any],
+    groups: Sequence[Mapping[str, Any]],
+    binding: Binding | None,
 ) -> Callable[[Any], State]:
     def init(params: Any) -> State:
         paths = leaf_paths(params)
-        _check_dtypes(dict(zip(paths, jax.tree.leaves(params), strict=True)))
+        _check_dtypes(algorithm, dict(zip(paths, jax.tree.leaves(params), strict=True)))
         chosen = (
             select(paths, [group["params"] for group in groups], binding) if paths else [()] * len(groups)
         )
@@ -63,7 +68,10 @@ def _init(
         option_of = {path: pair[0] for pair in zip(options, chosen, strict=True) for path in pair[1]}
         step = jnp.zeros(len(paths), jnp.int32)
         leaves, treedef = jax.tree.flatten(params)
-        rows = [_started(algorithm, p, option_of[path]) for path, p in zip(paths, leaves, strict=True)]
+        rows = [
+            _started(algorithm, p, algorithm.buffers(option_of[path]), defaults)
+            for path, p in zip(paths, leaves, strict=True)
+        ]
         buffers = {
             name: treedef.unflatten([row.get(name, Absent()) for row in rows])
             for name in dict.fromkeys(name for row in rows for name in row)
@@ -73,9 +81,11 @@ def _init(
     return init
 
 
-def _started(algorithm: Algorithm, p: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+def _started(
+    algorithm: Algorithm, p: Any, names: Sequence[str], options: Mapping[str, Any]
+) -> dict[str, Any]:
     """The buffers of one parameter before the first step."""
-    likes = {name: algorithm.like(name, p) for name in algorithm.buffers(options)}
+    likes = {name: algorithm.like(name, p) for name in names}
     return {
         name: _full(p, like, algorithm.start(name, options))
         for name, like in likes.items()
@@ -85,6 +95,7 @@ def _started(algorithm: Algorithm, p: Any, options: Mapping[str, Any]) -> dict[s
 
 def _full(p: Any, like: jax.ShapeDtypeStruct, value: Any) -> Any:
     """An array of one value; it lies where the parameter lies if it is shaped like it."""
+    value = as_both_parts(value, like.dtype)
     if isinstance(p, jax.ShapeDtypeStruct):
         return p if (like.shape, like.dtype) == (p.shape, p.dtype) else like
     if like.shape == p.shape:
@@ -92,11 +103,13 @@ def _full(p: Any, like: jax.ShapeDtypeStruct, value: Any) -> Any:
     return jnp.full(like.shape, value, like.dtype)
 
 
-def _check_dtypes(leaves: Mapping[str, Any]) -> None:
-    strange = {p: leaf.dtype for p, leaf in leaves.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)}
+def _check_dtypes(algorithm: Algorithm, leaves: Mapping[str, Any]) -> None:
+    kind = jnp.inexact if algorithm.complex else jnp.floating
+    strange = {p: leaf.dtype for p, leaf in leaves.items() if not jnp.issubdtype(leaf.dtype, kind)}
     if strange:
         listed = ", ".join(f"{path} ({dtype})" for path, dtype in strange.items())
-        raise OptimizerError(f"only real floating-point parameters can be optimized, not {listed}")
+        numbers = "floating-point" if algorithm.complex else "real floating-point"
+        raise OptimizerError(f"only {numbers} parameters can be optimized, not {listed}")
 
 
 def _update(updates: Any, state: State, params: Any = None) -> tuple[Any, State]:
@@ -145,9 +158,21 @@ def _one(
         # Minus zero, added, changes no bit; plus zero would turn a -0.0 around.
         return -jnp.zeros_like(p), entry
     check_gradient(algorithm, path, g, p)
-    dtype = jnp.promote_types(p.dtype, jnp.float32)
-    wide = {name: jnp.asarray(x, dtype) for name, x in entry.items() if name != "step"}
-    update, new = algorithm.recursion(
-        jnp.asarray(p, dtype), widened(g, dtype), {**wide, "step": entry["step"]}, group
-    )
-    return update.astype(p.dtype), {name: x.astype(entry[name].dtype) for name, x in new.items()}
+    g = widened(g, jnp.promote_types(p.dtype, jnp.float32))
+    dtype = jnp.finfo(g.dtype).dtype
+    wide = {name: _as_real(x, dtype) for name, x in entry.items() if name != "step"}
+    slope = g if algorithm.sparse else _as_real(g, dtype)
+    update, new = algorithm.recursion(_as_real(p, dtype), slope, {**wide, "step": entry["step"]}, group)
+    return _as(p.dtype, update), {name: _as(entry[name].dtype, x) for name, x in new.items()}
+
+
+def _as_real(x: Any, dtype: Any) -> Any:
+    """The array in a real dtype; of a complex one, the real and the imaginary parts as its last axis."""
+    x = jnp.stack([x.real, x.imag], axis=-1) if jnp.iscomplexobj(x) else x
+    return jnp.asarray(x, dtype)
+
+
+def _as(dtype: Any, x: Any) -> Any:
+    if not jnp.issubdtype(dtype, jnp.complexfloating):
+        return x.astype(dtype)
+    return lax.complex(x[..., 0], x[..., 1]).astype(dtype)
