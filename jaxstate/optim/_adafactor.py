@@ -17,8 +17,8 @@ from jax import lax
 
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
-from jaxstate.optim._adam import lerp
 from jaxstate.optim._algorithm import Algorithm, Options
+from jaxstate.optim._arithmetic import lerp, update_to
 from jaxstate.optim._double import Double, rounded
 from jaxstate.optim._in_torch_layout import in_torch_layout
 from jaxstate.optim._param_groups import ParamGroup
@@ -75,7 +75,7 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     fresh = Double.of(jnp.power(t * one, group["beta2_decay"] * one), p.dtype)
     rho = jnp.minimum(lr * one, 1 / jnp.sqrt(t * one))
     alpha = jnp.maximum(eps2 * one, _rms(p)) * rho
-    decay = rounded((1 - lr * lamb) * p) - p  # theta = theta - lr lambda theta, rounded where torch rounds
+    decayed = rounded((1 - lr * lamb) * p)  # theta = theta - lr lambda theta, rounded where torch rounds
     if g.ndim > 1:
         # R_t, C_t: means over the last axis and over the one before; V_t = R_t C_t / mean(R_t)
         row = lerp(state["row_var"], jnp.mean(g * g, -1, keepdims=True), fresh)
@@ -87,7 +87,7 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
         new = {"variance": v}
     u = g * lax.rsqrt(jnp.maximum(v, (eps1 * eps1) * one))
     # theta_t = theta - alpha_t U_t / max(1, RMS(U_t) / d)
-    return decay - alpha / jnp.maximum(1, _rms(u) / (d * one)) * u, {"step": t, **new}
+    return update_to(p, decayed - alpha / jnp.maximum(1, _rms(u) / (d * one)) * u), {"step": t, **new}
 
 
 def _rms(x: Any) -> Any:

@@ -17,8 +17,8 @@ from jax import lax
 
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
-from jaxstate.optim._adam import lerp
 from jaxstate.optim._algorithm import Algorithm, Options
+from jaxstate.optim._arithmetic import lerp, update_to
 from jaxstate.optim._double import rounded
 from jaxstate.optim._in_torch_layout import in_torch_layout
 from jaxstate.optim._paths import leaf_paths
@@ -71,10 +71,10 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     lr, lamb, mu = (group[key] for key in ("lr", "weight_decay", "momentum"))
     b = lerp(state["momentum_buffer"], g, 1 - mu)  # B_t = mu B_{t-1} + (1 - mu) g_t
     o = _orthogonal(lerp(g, b, mu) if group["nesterov"] else b, group)
-    decay = rounded((1 - lr * lamb) * p) - p  # theta = theta - lr lambda theta, rounded where torch rounds
+    decayed = rounded((1 - lr * lamb) * p)  # theta = theta - lr lambda theta, rounded where torch rounds
     scale = _scale(group["adjust_lr_fn"], *p.shape)
     # theta_t = theta - lr scale O_t
-    return decay - lr * (scale * o), {"step": state["step"] + 1, "momentum_buffer": b}
+    return update_to(p, decayed - lr * (scale * o)), {"step": state["step"] + 1, "momentum_buffer": b}
 
 
 def _orthogonal(g: Any, group: Any) -> Any:

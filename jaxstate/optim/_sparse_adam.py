@@ -14,6 +14,7 @@ import optax
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
+from jaxstate.optim._checks import check_betas
 from jaxstate.optim._transform import transformation
 
 
@@ -88,9 +89,7 @@ def _check(options: Options) -> None:
         raise OptimizerError(f"Invalid learning rate: {options['lr']}")
     if not 0.0 < options["eps"]:
         raise OptimizerError(f"Invalid epsilon value: {options['eps']}")
-    for i in range(2):
-        if not 0.0 <= options["betas"][i] < 1.0:
-            raise OptimizerError(f"Invalid beta parameter at index {i}: {options['betas'][i]}")
+    check_betas(options)
 
 
 def _optax(options: Options) -> tuple[tuple[str, str], ...]:

@@ -116,18 +116,22 @@ def test_muon_of_float64():
 
 
 def test_large_matrices_differ_as_torch_differs_from_itself():
-    g = np.random.default_rng(0).normal(size=(96, 160)).astype("f")
-    order = np.random.default_rng(1).permutation(160)
+    rng, ours, itself = np.random.default_rng(0), [], []
+    tx, params = muon(lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False), {"w": jnp.zeros((128, 128))}
+    update, opt = jax.jit(tx.update), tx.init(params)
+    for _ in range(5):
+        g, order = rng.normal(size=(128, 128)).astype("f"), rng.permutation(128)
+        expected, largest = _orthogonal(g), np.max(np.abs(_orthogonal(g)))
+        shuffled = _orthogonal(g[order])[np.argsort(order)]
+        found = -np.asarray(update({"w": g}, opt, params)[0]["w"])
+        itself.append(np.max(np.abs(expected - shuffled)) / largest)
+        ours.append(np.max(np.abs(expected - found)) / largest)
+    assert 0.002 < max(itself) and max(ours) < 2 * max(itself)
 
-    def orthogonal(array):
-        return _zeropower_via_newtonschulz(torch.from_numpy(array), (3.4445, -4.775, 2.0315), 5, 1e-7).float()
 
-    tx, params = muon(lr=1.0, weight_decay=0.0, momentum=0.0, nesterov=False), {"w": jnp.zeros((96, 160))}
-    ours = -np.asarray(tx.update({"w": jnp.asarray(g)}, tx.init(params), params)[0]["w"])
-    theirs, shuffled = orthogonal(g).numpy(), orthogonal(g[:, order].copy()).numpy()[:, np.argsort(order)]
-    itself = np.linalg.norm(theirs - shuffled) / np.linalg.norm(theirs)
-    assert 0 < itself < 0.01
-    assert np.linalg.norm(theirs - ours) / np.linalg.norm(theirs) < 3 * itself
+def _orthogonal(g):
+    g = torch.from_numpy(g.copy())
+    return _zeropower_via_newtonschulz(g, (3.4445, -4.775, 2.0315), 5, 1e-7).float().numpy()
 
 
 @pytest.mark.parametrize(
@@ -202,8 +206,13 @@ def test_muon_for_matrices_and_adamw_for_the_rest():
             for key, value in entry.items()
         )
         oracle.load_state_dict(as_tensors(osd))
-        again = load_state_dict(inner, theirs, DIFFERENT)
-        assert jax.tree.all(jax.tree.map(lambda x, y: np.allclose(x, y, rtol=1e-5, atol=1e-6), again, inner))
+        again = state_dict(load_state_dict(inner, theirs, DIFFERENT), DIFFERENT)
+        assert again["param_groups"] == osd["param_groups"] == theirs["param_groups"]
+        assert all(
+            np.array_equal(again["state"][i][key], value.numpy())
+            for i, entry in theirs["state"].items()
+            for key, value in entry.items()
+        )
 
 
 def test_the_epsilon_of_bfloat16_is_its_own():
