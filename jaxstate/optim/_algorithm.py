@@ -5,7 +5,7 @@ The machinery around it (groups, ids, states, files) asks nothing else, and know
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -58,6 +58,10 @@ class Algorithm:
         constructor: the function of this package that makes it with these options.
         optax: the fields of the optax state with the same arithmetic, and the buffers that they are, given
             the options of a group. Raises OptimizerError if there is none.
+        leaves: what the recursion takes. "model": the model's leaves, as it is the same in any layout.
+            "torch": torch's own arrays, by torch's names. "bound": those too, made of the model's leaves
+            by a Binding.
+        sparse: True if gradients are sparse, and only what they specify is updated.
     """
 
     name: str
@@ -77,6 +81,8 @@ class Algorithm:
     start: Callable[[str, Options], Any] = zero
     complex: bool = False
     implied: tuple[str, ...] = ()
+    leaves: Literal["model", "torch", "bound"] = "model"
+    sparse: bool = False
 
     def asks_for(self, options: Options) -> tuple[str, ...]:
         """The buffers that these options need and a group of the defaults might lack."""
@@ -85,8 +91,8 @@ class Algorithm:
 
     @property
     def hyperparameters(self) -> tuple[str, ...]:
-        """The keys whose values are numbers that may change."""
-        return tuple(k for k, value in self.defaults if is_numeric(value) and k not in self.flags)
+        """The keys whose values are numbers, and choose no recursion."""
+        return tuple(key for key, value in self.defaults if is_numeric(value) and key not in self.flags)
 
     def call(self, options: Options) -> str:
         """The constructor call that makes these options; what is no number and at its default is left out."""

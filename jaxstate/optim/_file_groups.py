@@ -114,12 +114,17 @@ def _plain(value: Any) -> Any:
 
 
 def _fits(value: Any, default: Any) -> bool:
-    """True if a value is a number where the default is one, a pair where that is a pair."""
+    """True if a value is a number where the default is one, a pair where that is a pair.
+
+    Where the default is None, so may the value be.
+    """
     if isinstance(default, tuple):
         same = isinstance(value, (tuple, list)) and len(value) == len(default)
         return same and all(_fits(*pair) for pair in zip(value, default, strict=True))
     if isinstance(value, np.ndarray):
         return value.ndim == 0
+    if value is None and default is None:
+        return True
     return not isinstance(value, (tuple, list)) and is_numeric(value)
 
 

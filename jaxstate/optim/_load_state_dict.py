@@ -61,7 +61,7 @@ def load_state_dict(
 
 
 def _loaded(state: State, osd: Mapping[str, Any], binding: Binding, cast: bool) -> State:
-    parameters = Parameters.of(binding, state.paths)
+    parameters = Parameters.of_state(binding, state)
     groups = file_groups(state, osd, parameters)
     ids = {name: i for group in groups for i, name in group.names.items()}
     if isinstance(state, LBFGSState):

@@ -95,10 +95,10 @@ class ParamGroup:
 
 
 def to_doubles(value: Any, dtype: Any = None) -> Any:
-    """The Doubles of an option: one, or a tuple of them."""
+    """The Doubles of an option: one, or a tuple of them; None, in torch's `eps`, stays None."""
     if isinstance(value, (tuple, list)):
         return tuple(to_doubles(item, dtype) for item in value)
-    return Double.of(value, dtype)
+    return None if value is None else Double.of(value, dtype)
 
 
 def _kind(value: Any) -> Any:
@@ -113,6 +113,8 @@ def _kind(value: Any) -> Any:
 def _from_doubles(kind: Any, doubles: Any) -> Any:
     if isinstance(kind, (tuple, list)):
         return type(kind)(_from_doubles(*pair) for pair in zip(kind, doubles, strict=True))
+    if doubles is None:
+        return None
     number = float(doubles)
     if isinstance(kind, str):
         return np.array(number, kind)

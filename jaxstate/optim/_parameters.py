@@ -13,10 +13,25 @@ from typing import Any
 from jaxstate.binding import AnyRule, Binding
 from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.rule import Rule
+from jaxstate.optim._state import State
+from jaxstate.rule import Entry, Rule
 from jaxstate.template import fill, holes
 
-Family = Rule | Sum | JaxOnly
+
+@dataclass(frozen=True)
+class Itself(Entry):
+    """A leaf that is torch's own array, and goes by torch's name."""
+
+    key: str
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return (self.key,)
+
+    paths = keys
+
+
+Family = Rule | Sum | JaxOnly | Itself
 
 # Variables of a Linen model hold the parameters in a collection of this name, and optimizers see its content.
 PREFIXES = ("", "params.")
@@ -54,6 +69,27 @@ class Parameters:
         keys = {key for family in chosen for key in family.keys}
         names = {name: tied.get(name, name) for name in binding.parameters}
         return cls(chosen, {name: key for name, key in names.items() if key in keys}, prefix)
+
+    @classmethod
+    def of_state(cls, binding: Binding, state: State) -> "Parameters":
+        """The parameters of a State: of its leaves, or the leaves themselves where they are torch's arrays.
+
+        Raises:
+            OptimizerError: as `of`; leaves that are no arrays of torch's though the optimizer took them so.
+        """
+        if state.algorithm.leaves == "model":
+            return cls.of(binding, state.paths)
+        known = set(binding.parameters)
+        strange = [path for path in state.paths if path not in known]
+        if state.algorithm.leaves == "torch":
+            strange += [path for path in _laid_out_anew(binding) if path in state.paths]
+        if strange:
+            raise OptimizerError(
+                f"{state.algorithm.name} takes torch's own arrays, and {quoted(strange)} are not; "
+                f"js.optim.{state.algorithm.constructor({})}(..., binding=binding) makes them of the model's"
+            )
+        names = [name for name in binding.parameters if name in set(state.paths)]
+        return cls(tuple(map(Itself, names)), {name: name for name in names}, "")
 
     @cached_property
     def keys_of(self) -> dict[str, tuple[str, ...]]:
@@ -103,6 +139,18 @@ class Parameters:
     def _moved(self, placed: Mapping[str, Any]) -> list[Rule]:
         rules = [family for family in self.families if isinstance(family, Rule)]
         return [rule for rule in rules if any(path in placed for path in rule.paths)]
+
+
+def _laid_out_anew(binding: Binding) -> list[str]:
+    """The paths whose leaves are not torch's arrays as they are."""
+    rules = [rule for rule in binding.of_parameters().rules if rule.paths]
+    return [path for rule in rules if not _is_plain(rule) for path in rule.paths]
+
+
+def _is_plain(rule: Any) -> bool:
+    if not isinstance(rule, Rule):
+        return False
+    return rule.layout.left == rule.layout.right and not rule.layout.flipped
 
 
 def _families(rule: AnyRule) -> Iterable[Family]:

@@ -50,7 +50,7 @@ def state_dict(
     {'step': (), 'exp_avg': (3, 2), 'exp_avg_sq': (3, 2)}
     """
     state = find_state(opt) if optimizer is None else read_optax(opt, optimizer)
-    parameters = Parameters.of(binding, state.paths)
+    parameters = Parameters.of_state(binding, state)
     steps = dict(zip(state.paths, np.asarray(state.step).tolist(), strict=True))
     _check(state, parameters, steps)
     named = any(g.param_names is not None for g in state.param_groups) if param_names is None else param_names

@@ -17,6 +17,7 @@ from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm
 from jaxstate.optim._arrays import as_both_parts
+from jaxstate.optim._gradient import check_gradient, widened
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._select import select
@@ -156,14 +157,12 @@ def _one(
     if g is None:
         # Minus zero, added, changes no bit; plus zero would turn a -0.0 around.
         return -jnp.zeros_like(p), entry
-    if jnp.shape(g) != jnp.shape(p):
-        raise OptimizerError(f"the gradient of {path} has shape {jnp.shape(g)}, the parameter {jnp.shape(p)}")
-    g = jnp.asarray(g, jnp.promote_types(p.dtype, jnp.float32))
+    check_gradient(algorithm, path, g, p)
+    g = widened(g, jnp.promote_types(p.dtype, jnp.float32))
     dtype = jnp.finfo(g.dtype).dtype
     wide = {name: _as_real(x, dtype) for name, x in entry.items() if name != "step"}
-    update, new = algorithm.recursion(
-        _as_real(p, dtype), _as_real(g, dtype), {**wide, "step": entry["step"]}, group
-    )
+    slope = g if algorithm.sparse else _as_real(g, dtype)
+    update, new = algorithm.recursion(_as_real(p, dtype), slope, {**wide, "step": entry["step"]}, group)
     return _as(p.dtype, update), {name: _as(entry[name].dtype, x) for name, x in new.items()}
 
 

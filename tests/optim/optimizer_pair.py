@@ -172,12 +172,22 @@ class Pair:
         """Our state before the first step."""
         return self.tx.init(to_jax(self.binding, self.start))
 
+    def ends(self, k, n):
+        """The parameters after k+n steps in torch, k there and n here, k here and n there."""
+        reference, there, back, _ = self._all_ends(k, n)
+        return reference, there, back
+
     def errors(self, k, n):
         """How far k steps in one and n in the other are from k+n in torch: torch first, ours first.
 
         What ours wrote is held against what torch wrote, since reading makes a difference to torch: it casts
         the scalars that it keeps in float32 to the dtype of the parameters.
         """
+        reference, there, back, resumed = self._all_ends(k, n)
+        pairs = (there, reference), (back, resumed)
+        return tuple(displacement_error(*pair, self.start) for pair in pairs)
+
+    def _all_ends(self, k, n):
         reference = self.torch_steps(*self.torch(self.start), 0, k + n)
         opt, params = self.torch(self.start)
         arrays, osd = self.torch_steps(opt, params, 0, k), copy.deepcopy(opt.state_dict())
@@ -187,5 +197,4 @@ class Pair:
         arrays, ours = self.jax_steps(self.start, self.init(), 0, k)
         osd = as_tensors(state_dict(ours, self.binding))
         back = self.torch_steps(*self.torch(arrays, osd), k, k + n)
-        pairs = (there, reference), (back, resumed)
-        return tuple(displacement_error(*pair, self.start) for pair in pairs)
+        return reference, there, back, resumed
