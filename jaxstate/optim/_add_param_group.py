@@ -76,8 +76,8 @@ def _check_form(group: Any) -> None:
         raise OptimizerError(f"param_group must be a dict, but got {type(group)}")
     if isinstance(group.get("params"), set):
         raise OptimizerError(
-            "optimizer parameters need to be organized in ordered collections, but the ordering of tensors in "
-            "sets will change between runs. Please use a list instead."
+            "optimizer parameters need to be organized in ordered collections, but the ordering of "
+            "tensors in sets will change between runs. Please use a list instead."
         )
 
 
@@ -116,8 +116,8 @@ def _defaults(state: State, optimizer: Any) -> dict[str, Any]:
     empty = find_state(optimizer.init({}))
     if empty.algorithm != state.algorithm or len(empty.param_groups) != 1:
         raise OptimizerError(
-            f"optimizer= is a torch.optim.{state.algorithm.name} without groups of its own: what it fills in are "
-            "the constructor's options"
+            f"optimizer= is a torch.optim.{state.algorithm.name} without groups of its own, whose options "
+            "fill in what the group leaves out"
         )
     return empty.param_groups[0].to_torch()
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import KeyPath
 
 from jaxstate.errors import OptimizerError
@@ -156,7 +157,7 @@ def _is_count(x: Any) -> bool:
 
 
 def _is_known(x: Any) -> bool:
-    return not isinstance(x, (jax.ShapeDtypeStruct, jax.core.Tracer))
+    return not isinstance(x, (jax.ShapeDtypeStruct, Tracer))
 
 
 def _count(value: int | None, like: Any) -> Any:

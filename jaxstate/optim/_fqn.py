@@ -53,7 +53,7 @@ def with_ids(osd: Any, rows: Sequence[Sequence[str]]) -> Any:
         rows: the names of the parameters of each group of the optimizer.
 
     Raises:
-        OptimizerError: names that the optimizer does not have or lacks, and groups that divide them otherwise.
+        OptimizerError: names that are missing or unexpected, and groups that divide them otherwise.
     """
     if not isinstance(osd, Mapping):
         return osd
@@ -77,7 +77,7 @@ def _flat(osd: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _nested(osd: Mapping[str, Any]) -> dict[str, Any]:
-    """A flat dict as one by names, with a group for each parameter. Names have dots, what follows has none."""
+    """A flat dict as one by names, with a group for each parameter. What follows a name has no dot."""
     state: dict[str, dict[str, Any]] = {}
     options: dict[str, dict[str, Any]] = {}
     for key, value in osd.items():
@@ -126,12 +126,12 @@ def _strangers(
 def _divided(
     group_of: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], rows: Sequence[Sequence[str]]
 ) -> Iterator[str]:
-    """A sentence for each group whose members have different options in the file, or whose group has others."""
+    """A sentence for each group that the file does not have as it is."""
     flat = all(len(group["params"]) == 1 for group in groups)
     for i, row in enumerate(rows):
         found = [group_of[name] for name in row if name in group_of]
         if others := [name for group in found for name in group["params"] if name not in row]:
-            yield f"group {i} of the optimizer is without {quoted(dict.fromkeys(others))}, which the file has there"
+            yield f"group {i} of the optimizer lacks {quoted(dict.fromkeys(others))}, as the file has it"
         for key in dict.fromkeys(
             key for group in found for key in group if key not in ("params", "param_names")
         ):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.tree_util import KeyPath
 
 from jaxstate.errors import OptimizerError, quoted
@@ -76,8 +77,8 @@ def refuse_scheduled(tree: Any, parts: Sequence[Part], state: State) -> None:
     if names:
         call = f"js.optim.{state.algorithm.constructor(state.param_groups[0].options)}(lr=schedule)"
         raise OptimizerError(
-            f"inject_hyperparams makes {quoted(sorted(names))} by a schedule and holds what the last step used; "
-            f"torch's groups hold what the next step uses: {call} knows it"
+            f"inject_hyperparams makes {quoted(sorted(names))} by a schedule and holds what the last step "
+            f"used; torch's groups hold what the next step uses: {call} knows it"
         )
 
 
@@ -97,8 +98,8 @@ def with_hyperparams(tree: Any, parts: Sequence[Part], state: State) -> Any:
     for (path, name), values in found.items():
         if any(value != values[0] for value in values):
             raise OptimizerError(
-                f"{where(path)} injects one {name}, and the groups of the file have {values}; inject into each "
-                "label of a partition on its own"
+                f"{where(path)} injects one {name}, and the groups of the file have {values}; inject into "
+                "each label of a partition on its own"
             )
         node = at(tree, path)
         numbers = field(node, "hyperparams")
@@ -170,4 +171,4 @@ def part_paths(node: Any) -> set[str]:
 
 
 def _is_known(x: Any) -> bool:
-    return not isinstance(x, (jax.ShapeDtypeStruct, jax.core.Tracer))
+    return not isinstance(x, (jax.ShapeDtypeStruct, Tracer))

@@ -4,12 +4,13 @@
 is an array wins over the number in the state; what is Python's is the state's to keep and a file's to change.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import optax
+from jax.core import Tracer
 
 from jaxstate.optim._algorithm import Algorithm
 from jaxstate.optim._state import State
@@ -45,15 +46,16 @@ def injecting(
     """The transformation that takes these arrays, group by group, in place of its state's numbers."""
     if not any(rows):
         return tx
+    made: Any = tx
 
     def init(params: Any) -> Any:
-        return _with(tx.init(params), rows)
+        return _with(made.init(params), rows)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        return tx.update(updates, _with(state, rows), params)
+        return made.update(updates, _with(state, rows), params)
 
-    made: tuple[Callable[..., Any], Callable[..., Any]] = (init, update)
-    return optax.GradientTransformation(*made)  # pyright: ignore[reportArgumentType]
+    functions: Any = (init, update)
+    return optax.GradientTransformation(*functions)
 
 
 def _with(state: State, rows: Sequence[Mapping[str, Any]]) -> State:
@@ -69,6 +71,6 @@ def _number(value: Any, passing: Any) -> Any:
     if isinstance(value, (tuple, list)):
         pairs = zip(value, passing, strict=True)
         return type(value)(_number(item, instead) for item, instead in pairs)
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return passing
     return value.item() if isinstance(value, jax.Array) else value

@@ -38,8 +38,8 @@ def load_state_dict(
 
     Args:
         opt: the template: a state of this package's, a nest of optax states that holds one, a plain optax
-            state, an `nnx.Optimizer` or a `TrainState`. Its leaves may be abstract; their dtypes and shardings
-            are kept. Counts beside the optimizer (of schedules, of MultiSteps, Flax's step) are set with it.
+            state, an `nnx.Optimizer` or a `TrainState`. Its leaves may be abstract; their dtypes and
+            shardings are kept. Counts beside it (of schedules, of MultiSteps, Flax's step) are set with it.
         osd: torch's dict; arrays may be numpy's, jax's or tensors. It may go by names instead of ids, nested
             or flat, as `torch.distributed.checkpoint.state_dict` writes it.
         binding: pairs the optimizer's leaves with torch's keys. Ids are matched by the file's `param_names`,

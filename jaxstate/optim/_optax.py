@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import GetAttrKey
 
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._arrays import place
 from jaxstate.optim._counts import step_beside
-from jaxstate.optim._nest import Part, field, fields_of, parts_of, with_fields
+from jaxstate.optim._nest import Part, field, fields_of, parts_of, where, with_fields
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._scheduled import is_scheduled, state_at
@@ -45,10 +46,8 @@ def optax_parts(tree: Any, optimizer: Any, label: Any = None) -> list[Part]:
         )
     if lacking := [name for name in fields if sorted(rows[name]) != sorted(max(rows.values(), key=len))]:
         raise OptimizerError(f"the optax state has no {quoted(lacking)} for some of its parameters")
-    if strange := [p for row in rows.values() for p in row if {"real", "imaginary"} & set(p.split(".")[-1:])]:
-        raise OptimizerError(
-            f"{quoted(dict.fromkeys(strange))} are halves of complex parameters: not supported"
-        )
+    if halves := sorted({path for part in parts for path in _halves(part.node)}):
+        raise OptimizerError(f"{quoted(halves)} are halves of complex parameters, which torch keeps whole")
     return parts
 
 
@@ -152,7 +151,7 @@ def _equal(state: State, options: Mapping[str, Any]) -> tuple[tuple[str, str], .
         return algorithm.optax(options)
     except OptimizerError as error:
         raise OptimizerError(
-            f"{error}; train with {algorithm.call(options)}, which does as torch does and whose state converts"
+            f"{error}; train with {algorithm.call(options)}, which does as torch does"
         ) from error
 
 
@@ -173,6 +172,13 @@ def _leaves(node: Any, name: str) -> dict[str, Any]:
     return dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
+def _halves(node: Any) -> list[str]:
+    """What `optax.split_real_and_imaginary` has taken apart."""
+    rows = jax.tree_util.tree_flatten_with_path(node)[0]
+    ends = (GetAttrKey("real"), GetAttrKey("imaginary"))
+    return [where(path) for path, _ in rows if path and path[-1] in ends]
+
+
 def _paths(node: Any, optimizer: Any) -> list[str]:
     return [path for name in _fields(optimizer) for path in _leaves(node, name)]
 
@@ -188,7 +194,7 @@ def _step(tree: Any, parts: Sequence[Part], path: str, state: State, step: int |
     found = step_beside(tree, own[0].path) if step is None else step
     if found is None:
         raise OptimizerError(
-            f"torch's {state.algorithm.name} counts its steps and this optax state does not: say them, step=..."
+            f"torch's {state.algorithm.name} counts its steps and this optax state does not: say step=..."
         )
     return found
 

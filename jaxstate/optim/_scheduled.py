@@ -21,7 +21,7 @@ class ScheduledState(NamedTuple):
     """How many steps were taken, torch's `scheduler.last_epoch`, beside the optimizer's State."""
 
     count: Any
-    inner_state: State
+    inner_state: Any
 
 
 def begun(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -114,9 +114,9 @@ def _check_accumulators(tree: Any, parts: Sequence[Part]) -> None:
         node = at(tree, path)
         if fields_of(node) == MULTI_STEPS and _is_between(field(node, "mini_step")):
             raise OptimizerError(
-                f"{where(path)} is in the middle of a step (mini_step is {int(field(node, 'mini_step'))}): the "
-                "gradients that it has accumulated have no place in torch's dict, where they would be p.grad; "
-                "convert when mini_step is 0"
+                f"{where(path)} is in the middle of a step (mini_step is {int(field(node, 'mini_step'))}): "
+                "the gradients that it has accumulated have no place in torch's dict, where they would be "
+                "p.grad; convert when mini_step is 0"
             )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._algorithm import Algorithm, is_numeric
@@ -142,7 +143,7 @@ def _part(state: State, like: State, groups: tuple[ParamGroup, ...]) -> State:
     index = {path: i for i, path in enumerate(state.paths)}
     step = state.step[np.array([index[path] for path in like.paths], np.intp)]
     # What was loaded lies where the template lies; what is traced has no place yet.
-    step = step if isinstance(step, jax.core.Tracer) else place(np.asarray(step), like.step)
+    step = step if isinstance(step, Tracer) else place(np.asarray(step), like.step)
     new = replace(like, step=step, param_groups=groups)
     for name in like.buffers:
         leaves = state.buffer(name)
