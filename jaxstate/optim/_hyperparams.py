@@ -139,6 +139,8 @@ def _check_eps_root(numbers: Mapping[str, Any]) -> None:
 
 
 def _injected_group(group: ParamGroup, row: Sequence[Injected]) -> ParamGroup:
+    if not row:
+        return group
     values = group.to_torch()
     for number in row:
         same = {float(n.value) for n in row if n.name == number.name}

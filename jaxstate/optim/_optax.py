@@ -116,7 +116,7 @@ def _other_options(template: State, state: State, optimizer: Any, held: Sequence
             fixed, by = set(given.injected) - known, "the constructor was given"
         else:
             fixed, by = {*given.numbers} - known, "optimizer= says"
-        ours, theirs = given.to_torch(), group.to_torch()
+        ours, theirs = given.to_torch() if fixed else {}, group.to_torch()
         for key in template.algorithm.hyperparameters:
             if key in fixed and not _same(theirs[key], ours[key], is_scheduled(optimizer)):
                 yield f"group {i} has {key}={theirs[key]!r}, and {by} {ours[key]!r}"

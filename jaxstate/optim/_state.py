@@ -215,6 +215,7 @@ def set_hyperparameters(opt: Any, *, group: int | None = None, **values: Any) ->
         raise OptimizerError(f"there is no group {group}: the optimizer has {count}")
     chosen = range(count) if group is None else [range(count)[group]]
     _check_names(state, values)
+    _check_injected([state.param_groups[i] for i in chosen], values)
     _check_buffers(state, [state.param_groups[i] for i in chosen], values)
     groups = [g.changed(**values) if i in chosen else g for i, g in enumerate(state.param_groups)]
     return replace_state(opt, replace(state, param_groups=tuple(groups)))
@@ -233,6 +234,14 @@ def _check_names(state: State, values: dict[str, Any]) -> None:
             raise OptimizerError(
                 f"{key} takes {f'{count} numbers' if count else 'one number'}, not {value!r}"
             )
+
+
+def _check_injected(groups: Sequence[ParamGroup], values: dict[str, Any]) -> None:
+    if given := [key for key in values if any(key in group.injected for group in groups)]:
+        raise OptimizerError(
+            f"{quoted(given)} is an array that the constructor was given, and it wins over the state's number; "
+            'change it there, as inject_hyperparams does: opt.hyperparams["lr"] = ...'
+        )
 
 
 def _check_buffers(state: State, groups: Sequence[ParamGroup], values: dict[str, Any]) -> None:

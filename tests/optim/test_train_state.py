@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -60,7 +59,6 @@ def test_a_step_that_is_an_array_stays_one():
     made = created(pair.start, tx).replace(step=jnp.uint32(0))
     loaded = load_state_dict(made, opt.state_dict(), FEW)
     assert loaded.step.dtype == jnp.uint32 and int(loaded.step) == 2
-    assert jax.tree.structure(loaded.opt_state) == jax.tree.structure(made.opt_state)
 
 
 def test_accumulated_steps_are_not_calls():

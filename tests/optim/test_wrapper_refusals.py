@@ -85,7 +85,7 @@ def test_accumulated_gradients_have_no_place():
 )
 def test_a_count_of_calls_is_asked_for(wrap):
     tx = optax.chain(wrap(optax.adam(0.1)), optax.scale_by_schedule(lambda n: 1.0))
-    with pytest.raises(OptimizerError, match=r"step=:\n.*\[1\].count counts calls of update"):
+    with pytest.raises(OptimizerError, match=r"(?s)step=:\n.*\[1\].count counts calls of update"):
         load_state_dict(tx.init(PARAMS), file(), FEW, optimizer=adam(lr=0.1))
     loaded = load_state_dict(tx.init(PARAMS), file(), FEW, optimizer=adam(lr=0.1), step=5)
     assert int(loaded[1].count) == 5
@@ -132,7 +132,7 @@ def test_two_states_of_one_parameter():
 
 def test_a_vector_asks_for_the_parameters():
     tx = optax.flatten(adam())
-    with pytest.raises(OptimizerError, match="does not bind.*optax.flatten.*params="):
+    with pytest.raises(OptimizerError, match="(?s)does not bind.*optax.flatten.*params="):
         state_dict(tx.init(PARAMS), FEW)
     with pytest.raises(OptimizerError, match=r"vector has \d+ elements, and params= has 2"):
         state_dict(tx.init(PARAMS), FEW, params={"a": jnp.ones(1), "b": jnp.ones(1)})
@@ -157,17 +157,12 @@ def test_amsgrad_names_the_optimizer_that_does_it():
 
 
 def test_groups_that_need_different_states():
-    which = sgd(momentum=0.9, param_groups=[{"params": "*bias", "nesterov": True}, {"params": "*kernel"}])
-    with pytest.raises(OptimizerError, match="the file does not fit|group 0"):
-        load_state_dict(
-            optax.sgd(0.1, momentum=0.9).init(PARAMS),
-            file(2, torch.optim.SGD, momentum=0.9),
-            FEW,
-            optimizer=which,
-        )
+    which = sgd(param_groups=[{"params": "*bias"}, {"params": "*kernel", "momentum": 0.9}])
+    with pytest.raises(OptimizerError, match="nothing else of SGD has a state"):
+        state_dict(optax.sgd(0.1, momentum=0.9).init(PARAMS), FEW, optimizer=which)
 
 
-def test_a_step_is_asked_for_where_nothing_counts():
+def test_a_trace_alone_is_a_state_of_sgd():
     # A plain trace has no count, and torch's SGD needs none.
     opt = optax.trace(0.9).init(PARAMS)
     assert state_dict(opt, FEW, optimizer=sgd(momentum=0.9))["state"]

@@ -125,7 +125,8 @@ def test_each_label_keeps_its_own_step():
     pair.torch_steps(opt, params, 0, 3)
     rate = optax.constant_schedule(0.1)
     tx = optax.partition({"bias": optax.adam(rate), "weight": optax.adam(rate)}, two_labels)
-    loaded = load_state_dict(tx.init(to_jax(FEW, pair.start)), opt.state_dict(), FEW, optimizer=adam(lr=0.1))
+    which = adam(lr=0.1, param_groups=[{"params": "*bias"}, {"params": "*kernel"}])
+    loaded = load_state_dict(tx.init(to_jax(FEW, pair.start)), opt.state_dict(), FEW, optimizer=which)
     found = {str(path): int(x) for path, x in optax.tree.get_all_with_path(loaded, "count")}
     assert sorted((("bias" in path), count) for path, count in found.items()) == [
         (False, 3),
@@ -133,8 +134,9 @@ def test_each_label_keeps_its_own_step():
         (True, 2),
         (True, 2),
     ]
-    again = state_dict(loaded, FEW, optimizer=adam(lr=0.1))["state"]
-    found = {name: float(again[i]["step"]) for i, name in enumerate(names)}
+    again = state_dict(loaded, FEW, optimizer=which)["state"]
+    order = [name for group in groups for name in group["params"]]
+    found = {name: float(again[i]["step"]) for i, name in enumerate(order)}
     assert found == {name: 2.0 if name.endswith("bias") else 3.0 for name in names}
 
 
