@@ -8,6 +8,7 @@ from jaxstate.optim._adagrad import adagrad as adagrad
 from jaxstate.optim._adam import adam as adam
 from jaxstate.optim._adamax import adamax as adamax
 from jaxstate.optim._adamw import adamw as adamw
+from jaxstate.optim._add_param_group import add_param_group as add_param_group
 from jaxstate.optim._asgd import asgd as asgd
 from jaxstate.optim._labels import labels as labels
 from jaxstate.optim._lbfgs import lbfgs as lbfgs

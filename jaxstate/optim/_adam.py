@@ -17,11 +17,12 @@ from jaxstate.optim._algorithm import Algorithm, Options
 from jaxstate.optim._arithmetic import lerp
 from jaxstate.optim._checks import check_betas, check_fused, check_lr, check_nonnegative, is_array
 from jaxstate.optim._double import rounded
+from jaxstate.optim._scheduled import Rate
 from jaxstate.optim._transform import transformation
 
 
 def adam(
-    lr: float = 1e-3,
+    lr: Rate = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 0,
@@ -39,7 +40,8 @@ def adam(
     """`torch.optim.Adam`: the same signature, defaults, refusals and arithmetic.
 
     Args:
-        lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch's.
+        lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay: as torch's;
+            lr may be a schedule, `count -> rate`.
         foreach, capturable, differentiable, fused: kept and written back; they change no arithmetic here.
         param_groups: torch's dicts, with `"params"` a shell pattern, a list of them, or a predicate of names.
         binding: if given, those names are torch's keys; otherwise they are dotted paths.

@@ -12,11 +12,12 @@ import optax
 
 from jaxstate.binding import Binding
 from jaxstate.optim._adam import ADAM, FILLED
+from jaxstate.optim._scheduled import Rate
 from jaxstate.optim._transform import transformation
 
 
 def adamw(
-    lr: float = 1e-3,
+    lr: Rate = 1e-3,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
     weight_decay: float = 1e-2,
@@ -33,7 +34,8 @@ def adamw(
     """`torch.optim.AdamW`: the same signature, defaults, refusals and arithmetic.
 
     Args:
-        lr, betas, eps, weight_decay, amsgrad, maximize: as torch's.
+        lr, betas, eps, weight_decay, amsgrad, maximize: as torch's;
+            lr may be a schedule, `count -> rate`.
         foreach, capturable, differentiable, fused: kept and written back; they change no arithmetic here.
         param_groups: torch's dicts, with `"params"` a shell pattern, a list of them, or a predicate of names.
         binding: if given, those names are torch's keys; otherwise they are dotted paths.

@@ -16,27 +16,42 @@ from jaxstate.errors import OptimizerError
 from jaxstate.optim._arrays import full, place
 from jaxstate.optim._entries import Entries
 from jaxstate.optim._file_groups import file_groups
+from jaxstate.optim._fqn import with_ids
 from jaxstate.optim._lbfgs_file import MemoryEntry
 from jaxstate.optim._lbfgs_state import LBFGSState
-from jaxstate.optim._optax import read_optax, write_optax
 from jaxstate.optim._parameters import Parameters
-from jaxstate.optim._state import State, find_state, replace_state
-from jaxstate.optim._state_dict import refused_sums
+from jaxstate.optim._site import site_of
+from jaxstate.optim._state import State
+from jaxstate.optim._state_dict import group_names, refused_sums
 
 
 def load_state_dict(
-    opt: Any, osd: Mapping[str, Any], binding: Binding, *, optimizer: Any = None, cast: bool = False
+    opt: Any,
+    osd: Mapping[str, Any],
+    binding: Binding,
+    *,
+    optimizer: Any = None,
+    cast: bool = False,
+    label: Any = None,
+    step: int | None = None,
+    params: Any = None,
 ) -> Any:
     """`torch.optim.Optimizer.load_state_dict` as a pure function: a new state, structured like `opt`.
 
     Args:
-        opt: the template: a state of this package's, a nest of optax states that holds one, or a plain optax
-            state. Its leaves may be abstract; their dtypes and shardings are kept.
-        osd: torch's dict; arrays may be numpy's, jax's or tensors.
+        opt: the template: a state of this package's, a nest of optax states that holds one, a plain optax
+            state, an `nnx.Optimizer` or a `TrainState`. Its leaves may be abstract; their dtypes and
+            shardings are kept. Counts beside it (of schedules, of MultiSteps, Flax's step) are set with it.
+        osd: torch's dict; arrays may be numpy's, jax's or tensors. It may go by names instead of ids, nested
+            or flat, as `torch.distributed.checkpoint.state_dict` writes it.
         binding: pairs the optimizer's leaves with torch's keys. Ids are matched by the file's `param_names`,
             or else by the Binding's order, group by group.
         optimizer: for a plain optax state, the torch optimizer that it is: `js.optim.adamw(lr=..., ...)`.
         cast: True lets moments lose precision.
+        label: where the states are several optimizers, a key or an index that leads to the one to load.
+        step: how many steps were taken, for counts that the file does not tell: SGD writes no step, and what
+            stands around MultiSteps counts calls.
+        params: the parameters, where `optax.flatten` makes one vector of them; they may be abstract.
 
     Raises:
         OptimizerError: everything in the file that does not fit the template, at once.
@@ -54,14 +69,14 @@ def load_state_dict(
     >>> jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), again, opt))
     True
     """
-    if optimizer is None:
-        return replace_state(opt, _loaded(find_state(opt), osd, binding, cast))
-    template = read_optax(opt, optimizer)
-    return write_optax(opt, optimizer, template, _loaded(template, osd, binding, cast))
+    site = site_of(opt, optimizer, label, params, step or 0)
+    site = replace(site, step=step)
+    return site.with_state(_loaded(site.state(), osd, binding, cast))
 
 
 def _loaded(state: State, osd: Mapping[str, Any], binding: Binding, cast: bool) -> State:
     parameters = Parameters.of_state(binding, state)
+    osd = with_ids(osd, [group_names(group, parameters) for group in state.param_groups])
     groups = file_groups(state, osd, parameters)
     ids = {name: i for group in groups for i, name in group.names.items()}
     if isinstance(state, LBFGSState):
@@ -77,7 +92,8 @@ def _loaded(state: State, osd: Mapping[str, Any], binding: Binding, cast: bool) 
         raise OptimizerError(
             f"Error(s) in loading state_dict for {state.algorithm.name}:\n\t" + "\n\t".join(problems)
         )
-    made = tuple(group.loaded(state.algorithm) for group in groups)
+    pairs = zip(state.param_groups, groups, strict=True)
+    made = tuple(replace(group.loaded(state.algorithm), injected=like.injected) for like, group in pairs)
     if isinstance(entries, MemoryEntry):
         return entries.loaded(made)
     return _filled(replace(state, param_groups=made), entries)

@@ -55,12 +55,14 @@ class ParamGroup:
         options: all of torch's keys, in order; a number's place holds its Python type.
         paths: the leaves of this group, in leaf order.
         param_names: torch's names in the order of the ids, if the file that was loaded had them.
+        injected: the numbers that the constructor was given as arrays, and puts in anew at every step.
     """
 
     numbers: dict[str, Any]
     options: Verbatim = field(metadata={"static": True})
     paths: tuple[str, ...] = field(metadata={"static": True})
     param_names: tuple[str, ...] | None = field(default=None, metadata={"static": True})
+    injected: tuple[str, ...] = field(default=(), metadata={"static": True})
 
     @classmethod
     def of(

@@ -182,7 +182,8 @@ def _prefix(families: Sequence[Family], paths: Sequence[str]) -> str:
         if all(prefix + path in claimed for path in paths):
             return prefix
     loose = [path for path in paths if path not in claimed]
+    hint = "\n\ta vector that optax.flatten has made needs params=..." if loose == [""] else ""
     raise OptimizerError(
         "the Binding does not bind these parameters:\n\t"
-        f"the optimizer has {quoted(loose)}\n\tthe Binding has {quoted(claimed - set(paths))}"
+        f"the optimizer has {quoted(loose)}\n\tthe Binding has {quoted(claimed - set(paths))}{hint}"
     )

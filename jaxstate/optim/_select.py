@@ -41,6 +41,23 @@ def select(
     return [tuple(path for path in paths if group[path] == i) for i in range(len(selectors))]
 
 
+def selected(paths: Sequence[str], selector: Selector, binding: Binding | None = None) -> tuple[str, ...]:
+    """The paths that one selector chooses, in the order given.
+
+    Raises:
+        OptimizerError: a pattern that chooses none, a leaf of which it chooses a part of the keys.
+
+    >>> selected(["fc.bias", "fc.kernel"], "*.bias")
+    ('fc.bias',)
+    """
+    names = _names(paths, binding)
+    every = list(dict.fromkeys(name for row in names.values() for name in row))
+    chosen = {name: [int(_chooses(selector, name))] for name in every}
+    if problems := [*_torn(names, chosen), *_idle([selector], every)]:
+        raise OptimizerError("params of the group:\n\t" + "\n\t".join(problems))
+    return tuple(path for path, row in names.items() if chosen[row[0]] == [1])
+
+
 def _names(paths: Sequence[str], binding: Binding | None) -> dict[str, tuple[str, ...]]:
     """What selectors call each path; a leaf that torch has no key for goes by its path."""
     if binding is None:

@@ -14,11 +14,12 @@ from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
 from jaxstate.optim._checks import check_fused, check_lr, check_nonnegative
+from jaxstate.optim._scheduled import Rate
 from jaxstate.optim._transform import transformation
 
 
 def sgd(
-    lr: float = 1e-3,
+    lr: Rate = 1e-3,
     momentum: float = 0,
     dampening: float = 0,
     weight_decay: float = 0,
@@ -34,7 +35,8 @@ def sgd(
     """`torch.optim.SGD`: the same signature, defaults, refusals and arithmetic.
 
     Args:
-        lr, momentum, dampening, weight_decay, nesterov, maximize: as torch's.
+        lr, momentum, dampening, weight_decay, nesterov, maximize: as torch's;
+            lr may be a schedule, `count -> rate`.
         foreach, differentiable, fused: kept and written back; they change no arithmetic here.
         param_groups: torch's dicts, with `"params"` a shell pattern, a list of them, or a predicate of names.
         binding: if given, those names are torch's keys; otherwise they are dotted paths.

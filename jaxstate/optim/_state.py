@@ -5,14 +5,22 @@ like theirs, the steps are one vector, and the groups carry their hyper-paramete
 `set_hyperparameters` changes those, wherever in a nest of optax states the State lies.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._algorithm import Algorithm, is_numeric
+from jaxstate.optim._arrays import place
+from jaxstate.optim._flax import closed, opened
+from jaxstate.optim._nest import Part, check_labels, names_of, parts_of, with_parts
 from jaxstate.optim._param_groups import ParamGroup
 
 
@@ -66,25 +74,111 @@ def flatten_buffer(tree: Any) -> tuple[list[Any], Any]:
     return jax.tree.flatten(tree, is_leaf=_is_absent)
 
 
-def find_state(opt: Any) -> State:
-    """The one State in a tree of optimizer states.
+def find_state(opt: Any, label: Any = None) -> State:
+    """The State in a tree of optimizer states; those of a partition are one, with their groups in order.
+
+    Args:
+        opt: a nest of optax states, an `nnx.Optimizer` or a `TrainState`.
+        label: a key or an index that leads to the States wanted, where the tree has several optimizers.
 
     Raises:
-        OptimizerError: there is none, or there are several.
+        OptimizerError: there is none, or there are several that no one torch optimizer holds.
     """
-    found = [leaf for leaf in jax.tree.leaves(opt, is_leaf=_is_state) if _is_state(leaf)]
-    if len(found) != 1:
+    tree = opened(opt)
+    parts = parts_of(tree, is_state, label)
+    if not parts:
         raise OptimizerError(
-            f"the optimizer state holds {len(found) or 'no'} state{'s' * (len(found) != 1)} "
-            "of a jaxstate optimizer, and one is needed; for a plain optax state say which torch "
-            "optimizer it is: optimizer=js.optim.adamw(lr=..., ...)"
+            f"the optimizer state holds no states of a jaxstate optimizer{_under(label)}, and one is needed; "
+            "for a plain optax state say which torch optimizer it is: optimizer=js.optim.adamw(lr=..., ...)"
         )
-    return found[0]
+    _check_one_algorithm(parts)
+    check_labels(tree, parts, label)
+    return join([part.node for part in parts])
 
 
-def replace_state(opt: Any, state: State) -> Any:
-    """A tree of optimizer states with another State in place of the one it has."""
-    return jax.tree.map(lambda leaf: state if _is_state(leaf) else leaf, opt, is_leaf=_is_state)
+def replace_state(opt: Any, state: State, label: Any = None) -> Any:
+    """A tree of optimizer states with another State in place of the one that `find_state` finds."""
+    tree = opened(opt)
+    parts = parts_of(tree, is_state, label)
+    return closed(opt, with_parts(tree, parts, split(state, [part.node for part in parts])))
+
+
+def join(states: Sequence[State]) -> State:
+    """One State of all their parameters, whose buffers are flat dicts by path.
+
+    Raises:
+        OptimizerError: a parameter that several of them hold.
+    """
+    if len(states) == 1:
+        return states[0]
+    paths = [path for state in states for path in state.paths]
+    if twice := sorted(path for path, count in Counter(paths).items() if count > 1):
+        raise OptimizerError(
+            f"the optimizer state holds {len(states)} states of a jaxstate optimizer, and more than one "
+            f"for {quoted(twice)}; torch keeps one for each parameter"
+        )
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    rows = {name: _row(states, name) for state in states for name in state.buffers}
+    ordered = tuple(paths[i] for i in order)
+    return replace(
+        states[0],
+        step=_taken(states, order),
+        buffers={name: {path: row.get(path, Absent()) for path in ordered} for name, row in rows.items()},
+        param_groups=tuple(group for state in states for group in state.param_groups),
+        paths=ordered,
+    )
+
+
+def split(state: State, states: Sequence[State]) -> list[State]:
+    """The inverse of `join`: States like those that were joined, with the values of the whole."""
+    if len(states) == 1:
+        return [state]
+    ends = [*accumulate(len(like.param_groups) for like in states)]
+    starts = [0, *ends[:-1]]
+    return [
+        _part(state, like, state.param_groups[start:end])
+        for like, start, end in zip(states, starts, ends, strict=True)
+    ]
+
+
+def _part(state: State, like: State, groups: tuple[ParamGroup, ...]) -> State:
+    index = {path: i for i, path in enumerate(state.paths)}
+    step = state.step[np.array([index[path] for path in like.paths], np.intp)]
+    # What was loaded lies where the template lies; what is traced has no place yet.
+    step = step if isinstance(step, Tracer) else place(np.asarray(step), like.step)
+    new = replace(like, step=step, param_groups=groups)
+    for name in like.buffers:
+        leaves = state.buffer(name)
+        new = new.with_buffer(name, {path: leaves[path] for path in like.buffer(name)})
+    return new
+
+
+def _row(states: Sequence[State], name: str) -> dict[str, Any]:
+    return {
+        path: leaf for state in states if name in state.buffers for path, leaf in state.buffer(name).items()
+    }
+
+
+def _taken(states: Sequence[State], order: Sequence[int]) -> Any:
+    """All steps in another order."""
+    steps = [state.step for state in states]
+    if any(isinstance(step, jax.ShapeDtypeStruct) for step in steps):
+        return jax.ShapeDtypeStruct((len(order),), jnp.int32)
+    return jnp.concatenate(steps)[np.array(order, np.intp)]
+
+
+def _check_one_algorithm(parts: Sequence[Part]) -> None:
+    rows = list(zip(names_of(parts), [part.node for part in parts], strict=True))
+    if len({state.algorithm for _, state in rows}) > 1:
+        calls = [f"{label!r}: torch.optim.{state.algorithm.name}" for label, state in rows]
+        raise OptimizerError(
+            f"the optimizer state holds several torch optimizers, {', '.join(calls)}; take one at a time, "
+            f"here with label={rows[0][0]!r}"
+        )
+
+
+def _under(label: Any) -> str:
+    return "" if label is None else f" under the label {label!r}"
 
 
 def param_groups(opt: Any) -> list[dict[str, Any]]:
@@ -123,6 +217,7 @@ def set_hyperparameters(opt: Any, *, group: int | None = None, **values: Any) ->
         raise OptimizerError(f"there is no group {group}: the optimizer has {count}")
     chosen = range(count) if group is None else [range(count)[group]]
     _check_names(state, values)
+    _check_injected([state.param_groups[i] for i in chosen], values)
     _check_buffers(state, [state.param_groups[i] for i in chosen], values)
     groups = [g.changed(**values) if i in chosen else g for i, g in enumerate(state.param_groups)]
     return replace_state(opt, replace(state, param_groups=tuple(groups)))
@@ -143,6 +238,14 @@ def _check_names(state: State, values: dict[str, Any]) -> None:
             )
 
 
+def _check_injected(groups: Sequence[ParamGroup], values: dict[str, Any]) -> None:
+    if given := [key for key in values if any(key in group.injected for group in groups)]:
+        raise OptimizerError(
+            f"{quoted(given)} is an array that the constructor was given, and wins over the state's number; "
+            'change it there, as inject_hyperparams does: opt.hyperparams["lr"] = ...'
+        )
+
+
 def _check_buffers(state: State, groups: Sequence[ParamGroup], values: dict[str, Any]) -> None:
     """Numbers may ask for a buffer that was not made, as SGD's momentum does; a traced one always might."""
     assumed = {key: value if is_numeric(value) else 1.0 for key, value in values.items()}
@@ -158,7 +261,8 @@ def _length(value: Any) -> int | None:
     return len(value) if isinstance(value, (tuple, list)) else None
 
 
-def _is_state(node: Any) -> bool:
+def is_state(node: Any) -> bool:
+    """True for a State."""
     return isinstance(node, State)
 
 

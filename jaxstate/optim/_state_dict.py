@@ -12,24 +12,39 @@ import numpy as np
 from jaxstate.binding import Binding
 from jaxstate.declared import JaxOnly
 from jaxstate.errors import OptimizerError, quoted
+from jaxstate.optim._fqn import Keys, keyed
 from jaxstate.optim._lbfgs_entry import lbfgs_entries
 from jaxstate.optim._lbfgs_state import LBFGSState
-from jaxstate.optim._optax import read_optax
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
-from jaxstate.optim._state import State, find_state
+from jaxstate.optim._site import site_of
+from jaxstate.optim._state import State
 
 
 def state_dict(
-    opt: Any, binding: Binding, *, optimizer: Any = None, param_names: bool | None = None
+    opt: Any,
+    binding: Binding,
+    *,
+    optimizer: Any = None,
+    param_names: bool | None = None,
+    label: Any = None,
+    keys: Keys = "id",
+    step: int | None = None,
+    params: Any = None,
 ) -> dict[str, Any]:
     """`torch.optim.Optimizer.state_dict`: what torch's `load_state_dict` takes, once arrays are tensors.
 
     Args:
-        opt: a state of this package's, a nest of optax states that holds one, or a plain optax state.
+        opt: a state of this package's, a nest of optax states that holds one, a plain optax state, an
+            `nnx.Optimizer` or a `TrainState`. The States of a partition are one optimizer's groups, in order.
         binding: pairs the optimizer's leaves with torch's keys; its order is that of the ids.
         optimizer: for a plain optax state, the torch optimizer that it is: `js.optim.adamw(lr=..., ...)`.
         param_names: whether groups name their parameters; by default as the file did that was loaded.
+        label: where the states are several optimizers, a key or an index that leads to the one to write.
+        keys: "id" for torch.optim; "fqn" for `torch.distributed.checkpoint.state_dict`, which goes by names,
+            and "flat" for it with `flatten_optimizer_state_dict`.
+        step: how many steps were taken, where torch writes it and the state does not count.
+        params: the parameters, where `optax.flatten` makes one vector of them; they may be abstract.
 
     Returns:
         torch's keys in torch's order; arrays are numpy's and own their memory, each its own.
@@ -49,7 +64,9 @@ def state_dict(
     >>> {key: array.shape for key, array in state_dict(opt, binding)["state"][0].items()}
     {'step': (), 'exp_avg': (3, 2), 'exp_avg_sq': (3, 2)}
     """
-    state = find_state(opt) if optimizer is None else read_optax(opt, optimizer)
+    site = site_of(opt, optimizer, label, params, step)
+    state = site.state()
+    site.check_written(state)
     parameters = Parameters.of_state(binding, state)
     steps = dict(zip(state.paths, np.asarray(state.step).tolist(), strict=True))
     _check(state, parameters, steps)
@@ -60,7 +77,7 @@ def state_dict(
         entries = lbfgs_entries(state, binding, tuple(ids))
     else:
         entries = _entries(state, parameters, {name: steps[parameters.paths_of[name][0]] for name in ids})
-    return {
+    osd = {
         "state": {ids[name]: entries[name] for name in ids if entries[name]},
         "param_groups": [
             {
@@ -71,6 +88,7 @@ def state_dict(
             for group, row in zip(state.param_groups, rows, strict=True)
         ],
     }
+    return keyed(osd, list(ids), keys)
 
 
 def group_names(group: ParamGroup, parameters: Parameters) -> tuple[str, ...]:

@@ -18,8 +18,10 @@ from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm
 from jaxstate.optim._arrays import as_both_parts
 from jaxstate.optim._gradient import check_gradient, widened
+from jaxstate.optim._injected import arrays_in, checkable, injecting, makeable
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._paths import leaf_paths
+from jaxstate.optim._scheduled import begun, scheduled
 from jaxstate.optim._select import select
 from jaxstate.optim._state import Absent, State, flatten_buffer
 
@@ -35,12 +37,15 @@ def transformation(
     Raises:
         OptimizerError: options that torch refuses, in torch's words; a group without `params`.
     """
-    groups = [_complete(group, options) for group in param_groups or [{"params": "*"}]]
-    for checked in (options, *groups):
-        algorithm.check(checked)
-    init: Any = _init(algorithm, options, groups, binding)
+    rows = [_complete(group, options) for group in param_groups or [{"params": "*"}]]
+    groups, defaults = [begun(row) for row in rows], begun(options)
+    for checked in (defaults, *groups):
+        algorithm.check(checkable(algorithm, checked))
+    made = [makeable(algorithm, group) for group in groups]
+    init: Any = _init(algorithm, makeable(algorithm, defaults), made, binding)
     update: Any = _update
-    return optax.GradientTransformation(init, update)
+    tx = injecting(optax.GradientTransformation(init, update), [arrays_in(group) for group in groups])
+    return scheduled(tx, [row.get("lr") for row in rows])
 
 
 def _complete(group: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
