@@ -239,3 +239,9 @@ def test_a_decay_that_is_none_is_refused_in_torchs_words(decay):
     with pytest.raises(OptimizerError) as ours:
         averaging.get_ema_avg_fn(decay)
     assert str(ours.value) == str(theirs.value)
+
+
+@pytest.mark.parametrize("decay, expected", [(0.0, 5.0), (1.0, 2.0)])
+def test_the_ends_of_a_decay(decay, expected):
+    theirs = swa_utils.get_ema_avg_fn(decay)(torch.tensor(2.0), torch.tensor(5.0), torch.tensor(1))
+    assert averaging.get_ema_avg_fn(decay)(jnp.float32(2), jnp.float32(5), jnp.int32(1)) == expected == theirs

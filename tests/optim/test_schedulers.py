@@ -182,6 +182,39 @@ def test_last_epoch_resumes_without_a_file(name):
         state, groups = ours.step(state, groups)
 
 
+def test_a_cosine_that_lost_count():
+    case = CASES["cosine"]
+    opt = optimizer(case)
+    oracle = case.torch(opt)
+    opt.step()
+    found = {**oracle.state_dict(), "_step_count": 0, "last_epoch": 7}
+    oracle.load_state_dict(found)
+    state, groups = load_state_dict(case.other, found), copy.deepcopy(groups_of(opt))
+    for _ in range(20):
+        oracle.step()
+        opt.step()
+        state, groups = case.ours.step(state, groups)
+        assert shown((state_dict(state), groups)) == shown((oracle.state_dict(), groups_of(opt)))
+
+
+@pytest.mark.parametrize(
+    "name, arguments", [("ConstantLR", dict(factor=0.3, total_iters=0)), ("StepLR", {"step_size": 1})]
+)
+def test_entering_what_ends_at_once(name, arguments):
+    opt = optimizer(CASES["step"])
+    kinds = torch.optim.lr_scheduler
+    parts = [kinds.ExponentialLR(opt, 0.9), getattr(kinds, name)(opt, **arguments)]
+    oracle = kinds.SequentialLR(opt, parts, milestones=[3])
+    ours = schedulers.SequentialLR(
+        [schedulers.ExponentialLR(0.9), getattr(schedulers, name)(**arguments)], milestones=[3]
+    )
+    state, groups = ours.init(plain_groups(CASES["step"]))
+    for _ in range(8):
+        stepped(opt, oracle)
+        state, groups = ours.step(state, groups)
+        assert shown((state_dict(state), groups)) == shown((oracle.state_dict(), groups_of(opt)))
+
+
 def test_nothing_given_is_changed():
     case = CASES["nested"]
     opt = optimizer(case)

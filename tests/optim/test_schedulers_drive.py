@@ -244,6 +244,7 @@ TWO = [{"lr": 0.1, "momentum": 0.0}] * 2
             "has cycle_momentum=True; so give it to OneCycleLR as well",
         ),
         (schedulers.LambdaLR([float, float, float]), STATE, "Expected 2 lr_lambdas, but got 3"),
+        (schedulers.ChainedScheduler([STEP]), {"_last_lr": [0.1]}, 'the file lacks "_schedulers"'),
         (
             schedulers.ChainedScheduler([STEP]),
             schedulers.ChainedScheduler([STEP, STEP]).init(TWO)[0],
