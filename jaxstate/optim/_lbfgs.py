@@ -67,7 +67,8 @@ def lbfgs(
     plain = transformation(LBFGS, options, param_groups, binding)
 
     def init(params: Any) -> Any:
-        return LBFGSState.of(plain.init(params), params, binding)
+        state: Any = plain.init(params)
+        return LBFGSState.of(state, params, binding)
 
     update: Any = _update
     return optax.GradientTransformationExtraArgs(init, update)
