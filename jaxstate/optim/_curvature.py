@@ -65,7 +65,7 @@ def empty(size: int, history_size: int, dtype: Any, t_kind: int) -> Memory:
         al_place=zero,
         d=vector,
         t=Double.of(0),
-        t_kind=jnp.full((), t_kind, jnp.int32),
+        t_kind=jnp.int32(t_kind),
         old_dirs=rows,
         old_stps=rows,
         ro=row,

@@ -4,9 +4,8 @@ Each side computes its own gradients, since the line search asks for them where 
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ import torch
 
 from jaxstate.binding import Binding
 from jaxstate.declared import Tied
-from jaxstate.optim import load_state_dict, state_dict
+from jaxstate.optim import lbfgs, load_state_dict, state_dict
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.rule import Rule
 
@@ -37,8 +36,8 @@ POINTS = Binding((Rule("q", "x", "i -> i", shape=(3,)), Rule("p", "y", "i -> ~i"
 def layers(arrays, inputs, targets):
     """A small perceptron's squared error, with enough weight decay to be well-conditioned."""
     hidden = inputs @ arrays["b.weight"].T + arrays["b.bias"]
-    for l in range(2):
-        hidden = hidden / (1 + hidden**2) ** 0.5 @ arrays[f"h.{l}.weight"].T
+    for layer in range(2):
+        hidden = hidden / (1 + hidden**2) ** 0.5 @ arrays[f"h.{layer}.weight"].T
     decay = sum((array**2).sum() for array in arrays.values())
     return ((hidden @ arrays["fc.weight"].T - targets) ** 2).sum() / len(inputs) + 0.05 * decay
 
@@ -53,24 +52,58 @@ def rosenbrock(arrays, inputs, targets):
 PROBLEMS = {"layers": (LAYERS, layers), "rosenbrock": (POINTS, rosenbrock)}
 
 
+# The state says which options there are, so one function serves all of a problem's transformations.
+ANY = lbfgs()
+
+
+def data(dtype):
+    """Inputs and targets."""
+    rng = np.random.default_rng(2)
+    inputs = rng.normal(size=(24, 4))
+    inputs[0, 0] = 10.0
+    targets = np.stack([np.sin(inputs[:, 0]), inputs[:, 1] * inputs[:, 2]], axis=1)
+    return inputs.astype(dtype), targets.astype(dtype)
+
+
+@cache
+def jax_step(problem, dtype):
+    """A compiled step of any of our L-BFGS on a problem."""
+    binding, loss = PROBLEMS[problem]
+    arrays = [jnp.asarray(array) for array in data(dtype)]
+
+    def of_tree(tree):
+        moved = binding.state_dict(dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)))
+        return loss({name: moved[name] for name in binding.parameters}, *arrays)
+
+    closure = jax.value_and_grad(of_tree)
+
+    @jax.jit
+    def step(params, opt):
+        value, grads = closure(params)
+        updates, opt = ANY.update(grads, opt, params, value=value, value_and_grad_fn=closure)
+        return optax.apply_updates(params, updates), opt
+
+    return step
+
+
 @dataclass
 class LBFGSPair:
     """torch's LBFGS and ours on one problem.
 
     Args:
         problem: of PROBLEMS.
-        make: the transformation, given options.
         options: of both constructors.
         bound: True if ours is told the Binding.
+        rows: torch's order of the data.
+        names: torch's order of the parameters.
     """
 
     problem: str
-    make: Callable[..., Any]
     options: dict
     dtype: str = "float64"
     bound: bool = True
-    scale: float = 1.0
-    rows: Any = ...  # of the data, in which order
+    rows: Any = ...
+    names: Any = None
 
     @cached_property
     def binding(self):
@@ -78,35 +111,32 @@ class LBFGSPair:
 
     @cached_property
     def tx(self):
-        return self.make(**self.options, **({"binding": self.binding} if self.bound else {}))
+        return lbfgs(**self.options, **({"binding": self.binding} if self.bound else {}))
 
     @cached_property
     def start(self):
         rng = np.random.default_rng(1)
         shapes = self.binding.shapes
-        arrays = {name: rng.normal(size=shapes[name]) * 0.5 * self.scale for name in self.binding.parameters}
+        arrays = {name: rng.normal(size=shapes[name]) * 0.5 for name in self.binding.parameters}
         return {name: array.astype(self.dtype) for name, array in arrays.items()}
 
     @cached_property
     def data(self):
-        rng = np.random.default_rng(2)
-        inputs = rng.normal(size=(24, 4))
-        inputs[0, 0] = 10.0
-        targets = np.stack([np.sin(inputs[:, 0]), inputs[:, 1] * inputs[:, 2]], axis=1)
-        return inputs[self.rows].astype(self.dtype), targets[self.rows].astype(self.dtype)
+        return tuple(array[self.rows] for array in data(self.dtype))
 
     def torch(self, arrays=None, osd=None):
         """A torch optimizer, its parameters by name, and its closure."""
         arrays = self.start if arrays is None else arrays
         params = {name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in arrays.items()}
-        opt = torch.optim.LBFGS(params.values(), **self.options)
-        data = [torch.from_numpy(array) for array in self.data]
+        rows = params.values() if self.names is None else [(name, params[name]) for name in self.names]
+        opt = torch.optim.LBFGS(rows, **self.options)
+        arrays = [torch.from_numpy(array) for array in self.data]
         if osd is not None:
             opt.load_state_dict(osd)
 
         def closure():
             opt.zero_grad()
-            loss = PROBLEMS[self.problem][1](params, *data)
+            loss = PROBLEMS[self.problem][1](params, *arrays)
             loss.backward()
             return loss
 
@@ -117,26 +147,6 @@ class LBFGSPair:
         for _ in range(n):
             opt.step(closure)
         return {name: p.detach().numpy().copy() for name, p in params.items()}
-
-    @cached_property
-    def jax_step(self):
-        data = [jnp.asarray(array) for array in self.data]
-
-        def loss(tree):
-            leaves = dict(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True))
-            moved = self.binding.state_dict(leaves)
-            arrays = {name: moved[name] for name in self.binding.parameters}
-            return PROBLEMS[self.problem][1](arrays, *data)
-
-        closure = jax.value_and_grad(loss)
-
-        @jax.jit
-        def step(params, opt):
-            value, grads = closure(params)
-            updates, opt = self.tx.update(grads, opt, params, value=value, value_and_grad_fn=closure)
-            return optax.apply_updates(params, updates), opt
-
-        return step
 
     def params(self, arrays=None):
         """The tree of our leaves."""
@@ -163,8 +173,9 @@ class LBFGSPair:
 
     def jax_steps(self, params, opt, n):
         """Our parameters and state after n steps."""
+        step = jax_step(self.problem, self.dtype)
         for _ in range(n):
-            params, opt = self.jax_step(params, opt)
+            params, opt = step(params, opt)
         return params, opt
 
     def both(self, n):
