@@ -61,7 +61,7 @@ class Flat:
         if strange := [str(family) for family in parameters.families if not isinstance(family, Rule)]:
             raise OptimizerError(
                 f"LBFGS keeps one vector of all of torch's parameters, and {', '.join(strange)} does not say "
-                "which of its elements these leaves are; leave them out with optax.masked"
+                "which of its elements these leaves are; leave them out of the tree that is optimized"
             )
         return cls(paths, shapes, binding, tuple(parameters.names if names is None else names))
 

@@ -1,5 +1,7 @@
 """L-BFGS goes on in the other library, with torch's iterations, evaluations and reasons to stop."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,6 +159,86 @@ def test_a_loss_that_is_not_a_number_stops_where_torch_stops():
         entry = opt.state_dict()["state"][0]
         assert (entry["func_evals"], entry["n_iter"]) == (int(state.memory.func_evals), int(state.n_iter))
         np.testing.assert_allclose(params + updates, p.detach().numpy(), rtol=1e-12)
+
+
+def rugged(numpy, x, a):
+    """A function with many minima, walls and kinks, on which every branch of the search is taken."""
+    waves = a[0] * numpy.sin(a[1] * x) + a[2] * x**2 + a[3] * numpy.abs(x) + 0.02 * x**4
+    return waves.sum() + a[4] * x[0] * x[1]
+
+
+def rugged_case(seed):
+    """A start, a function's numbers, and options, of which some are extreme."""
+    rng = np.random.default_rng(seed)
+    a = np.array([3, 0, 0, 0, 0.5]) * rng.normal(size=5) + [0, *rng.uniform(0.3, [5, 0.5, 1]), 0]
+    options = {
+        "lr": float(rng.choice([1e-3, 0.1, 0.5, 1, 3, 30])),
+        "max_iter": int(rng.integers(1, 6)),
+        "max_eval": int(rng.integers(1, 12)),
+    }
+    return 2 * rng.normal(size=3), a, options
+
+
+def torch_rugged(start, a, options):
+    """Where torch ends, and its entry."""
+    p, a = torch.nn.Parameter(torch.tensor(start)), torch.tensor(a)
+    opt = torch.optim.LBFGS([p], history_size=4, line_search_fn=WOLFE, **options)
+
+    def closure():
+        opt.zero_grad()
+        loss = rugged(torch, p, a)
+        loss.backward()
+        return loss
+
+    opt.step(closure)
+    return p.detach().numpy(), opt.state[p]
+
+
+@jax.jit
+def jax_rugged(x, state, a):
+    closure = jax.value_and_grad(lambda x: rugged(jnp, x, a))
+    value, grads = closure(x)
+    updates, state = lbfgs().update(grads, state, x, value=value, value_and_grad_fn=closure)
+    return x + updates, state
+
+
+def test_every_branch_of_the_line_search(monkeypatch):
+    module, taken, kinds = sys.modules["torch.optim.lbfgs"], set(), set()
+    cubic = module._cubic_interpolate
+
+    def watched(x1, f1, g1, x2, f2, g2, bounds=None):
+        halved = bool((g1 + g2 - 3 * (f1 - f2) / (x1 - x2)) ** 2 - g1 * g2 < 0)
+        taken.add(("zooming" if bounds is None else "bracketing", halved))
+        return cubic(x1, f1, g1, x2, f2, g2, bounds)
+
+    monkeypatch.setattr(module, "_cubic_interpolate", watched)
+    with jax.enable_x64(True):
+        template = lbfgs(lr=0.5, history_size=4, line_search_fn=WOLFE).init(jnp.ones(3))
+        for seed in range(60):
+            start, a, options = rugged_case(seed)
+            there, entry = torch_rugged(start, a, options)
+            here, state = jax_rugged(jnp.array(start), set_hyperparameters(template, **options), a)
+            kinds.add(int(state.memory.t_kind))
+            assert {int: 0, float: 1, torch.Tensor: 2}[type(entry["t"])] == int(state.memory.t_kind)
+            assert (entry["func_evals"], entry["n_iter"]) == (int(state.memory.func_evals), int(state.n_iter))
+            np.testing.assert_allclose(here, there, rtol=1e-8, atol=1e-8)
+    # Between the ends of a bracket the cubic always has a minimum.
+    assert kinds == {0, 1, 2} and taken == {("bracketing", False), ("bracketing", True), ("zooming", False)}
+
+
+def test_the_model_is_compiled_twice_whatever_the_search():
+    # Once for the evaluation that the caller makes, once inside the loops.
+    for line_search_fn in (None, WOLFE):
+        tx, params = lbfgs(line_search_fn=line_search_fn), {"w": jnp.ones(3)}
+
+        def closure(params):
+            return jax.value_and_grad(lambda p: jnp.sum(jax.lax.erf(p["w"])))(params)
+
+        def step(params, state, tx=tx, closure=closure):
+            value, grads = closure(params)
+            return tx.update(grads, state, params, value=value, value_and_grad_fn=closure)
+
+        assert str(jax.make_jaxpr(step)(params, tx.init(params))).count("= erf ") == 2
 
 
 def test_init_may_be_abstract():
