@@ -1,4 +1,7 @@
-"""torch's optimizers as optax transformations, and their states to and from torch's own dicts."""
+"""torch's optimizers as optax transformations, and their states to and from torch's own dicts.
+
+Gradients are torch's: those of complex parameters are the conjugates of what jax.grad gives.
+"""
 
 from jaxstate.optim import grad_scaler as grad_scaler
 from jaxstate.optim import schedulers as schedulers

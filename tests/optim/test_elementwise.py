@@ -98,6 +98,36 @@ def test_complex_parameters_are_pairs_of_real_ones(torch_class, make, options):
     assert before[0] == before[1] and typed(state_dict(ours, SMALL)) == typed(opt.state_dict())
 
 
+def test_the_gradient_of_a_complex_parameter_is_the_conjugate_of_jaxs():
+    start, target = np.array([1 + 2j, -3 + 1j], "complex64"), np.array([2 - 1j, 1 + 1j], "complex64")
+    p = torch.nn.Parameter(torch.from_numpy(start.copy()))
+    opt, tx = torch.optim.RMSprop([p], lr=0.1, foreach=False), optim.rmsprop(lr=0.1)
+    (p * torch.from_numpy(target)).abs().pow(2).sum().add((p * (2 + 1j)).real.sum()).backward()
+    opt.step()
+
+    def loss(z):
+        return jnp.sum(jnp.abs(z * target) ** 2) + jnp.sum((z * (2 + 1j)).real)
+
+    params = jnp.array(start)
+    updates, _ = tx.update(jnp.conj(jax.grad(loss)(params)), tx.init(params), params)
+    assert np.allclose(params + updates, p.detach().numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("torch_class, make, options", OTHERS)
+def test_dtypes_of_bfloat16_are_torchs(torch_class, make, options):
+    p, params = torch.nn.Parameter(torch.ones(5, dtype=torch.bfloat16)), {"bias": jnp.ones(5, jnp.bfloat16)}
+    opt, tx = torch_class([p], **options, foreach=False), make(**options)
+    p.grad = torch.full((5,), 0.5, dtype=torch.bfloat16)
+    opt.step()
+    updates, state = tx.update({"bias": jnp.full(5, 0.5, jnp.bfloat16)}, tx.init(params), params)
+    assert updates["bias"].dtype == jnp.bfloat16
+    found = state_dict(state, SMALL.only(["b"]))["state"][0]
+    expected = {key: str(value.dtype) for key, value in opt.state[p].items()}
+    assert {key: f"torch.{value.dtype}" for key, value in found.items()} == expected
+    moved = np.asarray(params["bias"] + updates["bias"], np.float32)
+    assert np.allclose(moved, p.detach().float().numpy(), atol=2**-7)
+
+
 FILLED = ("lr", "betas", "eps", "weight_decay", "lambd", "alpha", "t0", "rho", "lr_decay", "params")
 FILLED += ("initial_accumulator_value", "momentum_decay", "etas", "step_sizes")
 
