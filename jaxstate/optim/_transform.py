@@ -89,6 +89,11 @@ def _zeros(leaf: Any) -> Any:
 
 
 def _check_dtypes(leaves: Mapping[str, Any]) -> None:
+    if any(not hasattr(leaf, "dtype") for leaf in leaves.values()):
+        raise OptimizerError(
+            "parameters are arrays. optax.tree_map_params inits with a placeholder, and a State knows its "
+            "parameters by path: map over state.buffers instead, whose trees are like the parameters"
+        )
     strange = {p: leaf.dtype for p, leaf in leaves.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)}
     if strange:
         listed = ", ".join(f"{path} ({dtype})" for path, dtype in strange.items())
