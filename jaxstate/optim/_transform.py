@@ -56,6 +56,7 @@ def _init(
     algorithm: Algorithm, groups: Sequence[Mapping[str, Any]], binding: Binding | None
 ) -> Callable[[Any], State]:
     def init(params: Any) -> State:
+        _check_placeholder(params)
         paths = leaf_paths(params)
         _check_dtypes(dict(zip(paths, jax.tree.leaves(params), strict=True)))
         chosen = (
@@ -88,12 +89,15 @@ def _zeros(leaf: Any) -> Any:
     return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jnp.zeros_like(leaf)
 
 
-def _check_dtypes(leaves: Mapping[str, Any]) -> None:
-    if any(not hasattr(leaf, "dtype") for leaf in leaves.values()):
+def _check_placeholder(params: Any) -> None:
+    if type(params).__name__ == "_ParamsPlaceholder":
         raise OptimizerError(
-            "parameters are arrays. optax.tree_map_params inits with a placeholder, and a State knows its "
-            "parameters by path: map over state.buffers instead, whose trees are like the parameters"
+            "optax.tree_map_params inits with a placeholder, and a State knows its parameters by path: map "
+            "over state.buffers instead, whose trees are like the parameters"
         )
+
+
+def _check_dtypes(leaves: Mapping[str, Any]) -> None:
     strange = {p: leaf.dtype for p, leaf in leaves.items() if not jnp.issubdtype(leaf.dtype, jnp.floating)}
     if strange:
         listed = ", ".join(f"{path} ({dtype})" for path, dtype in strange.items())
