@@ -143,9 +143,10 @@ def _divided(
 
 
 def _order(group_of: Mapping[str, Any], row: Sequence[str]) -> list[str]:
-    """The members of a group in the file's order, which the flat form does not keep."""
-    together = group_of[row[0]]["params"] if row else []
-    return list(together) if sorted(together) == sorted(row) else list(row)
+    """The members of a group: in the file's order if it is to be kept, which the flat form has not."""
+    found = group_of[row[0]] if row else {}
+    kept = "param_names" in found and sorted(found["params"]) == sorted(row)
+    return list(found["params"] if kept else row)
 
 
 def _group(group_of: Mapping[str, Any], row: Sequence[str], ids: Mapping[str, int]) -> dict[str, Any]:

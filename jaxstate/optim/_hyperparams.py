@@ -62,9 +62,9 @@ def read_hyperparams(tree: Any, parts: Sequence[Part], state: State) -> State:
     return replace(state, param_groups=tuple(groups))
 
 
-def held_options(tree: Any, parts: Sequence[Part], state: State) -> list[set[str]]:
-    """For each group the options that are injected, and so need not be compared."""
-    return [{n.key for n in row if not n.scheduled} for row in _rows(tree, parts, state)]
+def held_options(tree: Any, parts: Sequence[Part], state: State, scheduled: bool) -> list[set[str]]:
+    """For each group the options that are injected, with or without those that a schedule makes."""
+    return [{n.key for n in row if scheduled or not n.scheduled} for row in _rows(tree, parts, state)]
 
 
 def refuse_scheduled(tree: Any, parts: Sequence[Part], state: State) -> None:
@@ -133,9 +133,7 @@ def _around(tree: Any, path: KeyPath) -> Iterator[Injected]:
 def _check_eps_root(numbers: Mapping[str, Any]) -> None:
     root = numbers.get("eps_root", 0)
     if _is_known(root) and root != 0:
-        raise OptimizerError(
-            f"optax adds eps_root={float(root)} under the root, and torch has no such number"
-        )
+        raise OptimizerError(f"optax adds eps_root={_shortest(root)} under the root, and torch has none")
 
 
 def _injected_group(group: ParamGroup, row: Sequence[Injected]) -> ParamGroup:

@@ -106,7 +106,7 @@ def check_options(
         groups = _groups_now(replace(template, step=state.step), optimizer, step)
         template = replace(template, param_groups=tuple(groups))
     if problems := list(_other_options(template, state, optimizer, held)):
-        raise OptimizerError("the file does not fit this optax state:\n\t" + "\n\t".join(problems))
+        raise OptimizerError("the file does not fit this optimizer state:\n\t" + "\n\t".join(problems))
 
 
 def _other_options(template: State, state: State, optimizer: Any, held: Sequence[set[str]]) -> Iterator[str]:

@@ -62,7 +62,8 @@ class Site:
         Raises:
             OptimizerError: a State that these states cannot hold.
         """
-        held = held_options(self.tree, self.parts, state)
+        # optimizer= says what a schedule would be at; states of ours cannot.
+        held = held_options(self.tree, self.parts, state, scheduled=self.optimizer is None)
         check_options(self.state(), state, self.optimizer, held, self.step)
         inner = flattened(self._state(), state, self.params)
         nodes = self._nodes(inner)

@@ -241,7 +241,7 @@ def _check_names(state: State, values: dict[str, Any]) -> None:
 def _check_injected(groups: Sequence[ParamGroup], values: dict[str, Any]) -> None:
     if given := [key for key in values if any(key in group.injected for group in groups)]:
         raise OptimizerError(
-            f"{quoted(given)} is an array that the constructor was given, and wins over the state's number; "
+            f"{quoted(given)} is an array given to the constructor, and wins over the state's number; "
             'change it there, as inject_hyperparams does: opt.hyperparams["lr"] = ...'
         )
 

@@ -64,6 +64,7 @@ def _init(
     binding: Binding | None,
 ) -> Callable[[Any], State]:
     def init(params: Any) -> State:
+        _check_placeholder(params)
         paths = leaf_paths(params)
         _check_dtypes(algorithm, dict(zip(paths, jax.tree.leaves(params), strict=True)))
         chosen = (
@@ -107,6 +108,14 @@ def _full(p: Any, like: jax.ShapeDtypeStruct, value: Any) -> Any:
     if like.shape == p.shape:
         return jnp.full_like(p, value, like.dtype)
     return jnp.full(like.shape, value, like.dtype)
+
+
+def _check_placeholder(params: Any) -> None:
+    if type(params).__name__ == "_ParamsPlaceholder":
+        raise OptimizerError(
+            "optax.tree_map_params inits with a placeholder, and a State knows its parameters by path: map "
+            "over state.buffers instead, whose trees are like the parameters"
+        )
 
 
 def _check_dtypes(algorithm: Algorithm, leaves: Mapping[str, Any]) -> None:

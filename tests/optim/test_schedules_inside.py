@@ -49,35 +49,32 @@ def steps(pair, tx, arrays, opt, start, stop):
 
 
 KINDS = {
-    "ours": (torch.optim.AdamW, adamw(lr=schedule, **OPTIONS), OPTIONS, {}, 4),
+    "ours": (torch.optim.AdamW, adamw(lr=schedule, **OPTIONS), OPTIONS, {}),
     "in a chain": (
         torch.optim.AdamW,
         optax.chain(optax.clip(99.0), adamw(lr=schedule, **OPTIONS)),
         OPTIONS,
         {},
-        4,
     ),
     "optax": (
         torch.optim.AdamW,
         optax.adamw(schedule, b1=0.8, b2=0.9, eps=1e-4, weight_decay=0.2),
         OPTIONS,
         {"optimizer": adamw(lr=schedule, **OPTIONS)},
-        None,
     ),
-    "ours, sgd": (torch.optim.SGD, sgd(lr=schedule, momentum=0.9), {"momentum": 0.9}, {}, 4),
+    "ours, sgd": (torch.optim.SGD, sgd(lr=schedule, momentum=0.9), {"momentum": 0.9}, {}),
     "optax, sgd": (
         torch.optim.SGD,
         optax.sgd(schedule, momentum=0.9),
         {"momentum": 0.9},
         {"optimizer": sgd(lr=schedule, momentum=0.9)},
-        4,
     ),
 }
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_under_a_schedule_goes_on(kind):
-    torch_class, tx, options, how, _ = KINDS[kind]
+    torch_class, tx, options, how = KINDS[kind]
     with jax.enable_x64(True):
         pair = Scheduled(torch_class, None, FEW, {"lr": 0.05, **options}, dtype="float64")
         init = tx.init(to_jax(FEW, pair.start))
@@ -99,9 +96,13 @@ def test_a_scheduler_of_torch_resumes():
     tx = adamw(lr=schedule, **OPTIONS)
     pair = Pair(torch.optim.AdamW, None, FEW, {"lr": 0.05, **OPTIONS})
     _, opt = steps(pair, tx, pair.start, tx.init(to_jax(FEW, pair.start)), 0, 3)
-    theirs, _ = pair.torch(pair.start, as_tensors(state_dict(opt, FEW)))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(theirs, lambda n: 1 / (1 + n), last_epoch=3)
-    assert scheduler.get_last_lr() == [pytest.approx(schedule(4))] or scheduler.get_last_lr()
+    theirs, params = pair.torch(pair.start, as_tensors(state_dict(opt, FEW)))
+    # A scheduler steps once when it is made, so last_epoch says one less.
+    scheduler = torch.optim.lr_scheduler.LambdaLR(theirs, lambda n: 1 / (1 + n), last_epoch=2)
+    assert scheduler.get_last_lr() == [pytest.approx(schedule(3))]
+    pair.torch_steps(theirs, params, 3, 4)
+    scheduler.step()
+    assert theirs.param_groups[0]["lr"] == pytest.approx(schedule(4))
 
 
 def test_what_is_put_there_is_used_once():
@@ -130,7 +131,7 @@ def test_another_rate_than_the_schedules_is_refused():
     opt, params = pair.torch(pair.start)
     pair.torch_steps(opt, params, 0, 4)
     tx = optax.adam(schedule)
-    with pytest.raises(OptimizerError, match=r"group 0 has lr=0.05, and optimizer= says 0.01\d*"):
+    with pytest.raises(OptimizerError, match=r"group 0 has lr=0.05, and optimizer= says 0.00999"):
         load_state_dict(tx.init(to_jax(FEW, pair.start)), opt.state_dict(), FEW, optimizer=adam(lr=schedule))
 
 
@@ -193,9 +194,7 @@ def test_an_injected_schedule_is_counted_and_not_written():
     tx = optax.inject_hyperparams(adamw)(lr=schedule, **OPTIONS)
     loaded = load_state_dict(tx.init(to_jax(FEW, pair.start)), opt.state_dict(), FEW)
     assert int(loaded.count) == 3 and int(loaded.hyperparams_states["lr"].count) == 3
-    with pytest.raises(
-        OptimizerError, match=r'"lr" by a schedule.*next step uses: js.optim.adamw\(lr=schedule\)'
-    ):
+    with pytest.raises(OptimizerError, match=r'"lr" by a schedule.*next step uses: js.optim.adamw'):
         state_dict(loaded, FEW)
 
 
@@ -234,7 +233,7 @@ def test_an_array_of_the_constructors_wins_and_says_so():
         else:
             with pytest.raises(OptimizerError, match="lr=0.25, and the constructor was given 0.5"):
                 load_state_dict(init, opt.state_dict(), FEW)
-    with pytest.raises(OptimizerError, match='"lr" is an array that the constructor was given'):
+    with pytest.raises(OptimizerError, match='"lr" is an array given to the constructor'):
         set_hyperparameters(adam(lr=jnp.float32(0.25)).init(start), lr=0.1)
 
 

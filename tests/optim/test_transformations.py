@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from jaxstate.binding import Binding, Rule
+from jaxstate.errors import OptimizerError
 from jaxstate.optim import adamw, load_state_dict, sgd, state_dict
 
 PARAMS = {"a": jnp.arange(1.0, 4.0), "b": jnp.ones((2, 2))}
@@ -114,6 +115,12 @@ def test_nnx_optimizer_takes_it():
     optimizer = nnx.Optimizer(model, sgd(lr=0.5, momentum=0.9), wrt=nnx.Param)
     optimizer.update(model, nnx.grad(lambda m: jnp.sum(m(jnp.ones((1, 2)))))(model))
     assert np.array_equal(np.asarray(model.bias[...]), before - 0.5)
+
+
+def test_tree_map_params_is_told_why_not():
+    tx = adamw()
+    with pytest.raises(OptimizerError, match="optax.tree_map_params inits.*map over state.buffers instead"):
+        optax.tree_map_params(tx, lambda x: x, tx.init(PARAMS))
 
 
 def test_init_may_be_abstract():
