@@ -8,10 +8,8 @@ CAPTURABLE = "torch steps with capturable=True on an accelerator only, and refus
 
 # Optimizers of which there is none here.
 OPTIMIZERS = {
-    "Adafactor": "not here yet",
-    "LBFGS": "its step calls a closure, and evaluates it several times",
-    "Muon": "not here yet",
-    "SparseAdam": "not here yet: its gradients are sparse",
+    "LBFGS": "its step calls a closure, and evaluates it several times: see test_lbfgs.py",
+    "SparseAdam": "its gradients are sparse: see test_matrix_optimizers.py",
 }
 
 # Arguments.
