@@ -63,13 +63,15 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     if "momentum_buffer" not in state:
         return -lr * g, {"step": state["step"] + 1}
     t, b = state["step"], state["momentum_buffer"]
-    # b_1 = g_1: dampening is left out of the first step, as in torch.
-    new = jnp.where(t == 0, g, mu * b + (1 - tau) * g)
-    used = mu.high != 0
-    step = g + mu * new if group["nesterov"] else new
-    # Without momentum torch leaves an existing buffer as it is.
-    state = {"step": jnp.where(used, t + 1, t), "momentum_buffer": jnp.where(used, new, b)}
-    return -lr * jnp.where(used, step, g), state
+    # b_t = mu b_{t-1} + (1 - tau) g_t; b_1 = g_1, without dampening; and without momentum torch leaves an
+    # existing buffer as it is. Weights say which, since a choice between arrays costs a copy of the buffer.
+    used, first, one = mu.high != 0, t == 0, jnp.ones((), g.dtype)
+    keep = jnp.where(used, jnp.where(first, 0, mu * one), 1)
+    take = jnp.where(used, jnp.where(first, 1, (1 - tau) * one), 0)
+    b = keep * b + take * g
+    step = g + mu * b if group["nesterov"] else b
+    step = jnp.where(used, one, 0) * step + jnp.where(used, 0, g)
+    return -lr * step, {"step": jnp.where(used, t + 1, t), "momentum_buffer": b}
 
 
 def _buffers(options: Options) -> tuple[str, ...]:
