@@ -129,7 +129,7 @@ def _of_matrices(tx: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 def _check(options: Options) -> None:
-    for key, what in (("lr", "Learning rate"), ("momentum", "momentum"), ("weight_decay", "weight_decay")):
+    for key, what in (("lr", "Learning rate"), ("momentum", "momentum"), ("weight_decay", "weight decay")):
         if not 0.0 <= options[key]:
             raise OptimizerError(f"{what} should be >= 0 but is: {options[key]}")
     if options["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):

@@ -223,7 +223,7 @@ def test_the_epsilon_of_bfloat16_is_its_own():
     torch.optim.Adafactor([p], lr=0.5).step()
     params = {"w": jnp.asarray(start, jnp.bfloat16)}
     tx = adafactor(lr=0.5)
-    updates, opt = tx.update({"w": jnp.asarray(slope, jnp.bfloat16)}, tx.init(params), params)
+    updates, opt = jax.jit(tx.update)({"w": jnp.asarray(slope, jnp.bfloat16)}, tx.init(params), params)
     moved = np.asarray(optax.apply_updates(params, updates)["w"], np.float32)
     far = np.max(np.abs(p.detach().float().numpy() - np.asarray(params["w"], np.float32)))
     assert np.max(np.abs(moved - p.detach().float().numpy())) < 0.05 * far
