@@ -104,6 +104,7 @@ def _with_epsilon(tx: optax.GradientTransformation) -> optax.GradientTransformat
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         known = state if params is None else _known_epsilons(state, params)
+        new: Any
         updates, new = tx.update(updates, known, params)
         return updates, replace(new, param_groups=state.param_groups)
 
