@@ -1,4 +1,7 @@
-"""torch's optimizers as optax transformations, and their states to and from torch's own dicts."""
+"""torch's optimizers as optax transformations, and their states to and from torch's own dicts.
+
+Gradients are torch's: those of complex parameters are the conjugates of what jax.grad gives.
+"""
 
 from jaxstate.optim._adadelta import adadelta as adadelta
 from jaxstate.optim._adafactor import adafactor as adafactor

@@ -62,7 +62,8 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     if group["maximize"]:
         g = -g
     g = g + lamb * p
-    eta = Double.of(jnp.where(t == 1, (lr * jnp.ones_like(mu)), state["eta"]))  # eta_0 = gamma
+    # eta_0 = gamma, and every eta is one that float32 has
+    eta = Double.of(jnp.where(t == 1, lr.high.astype(jnp.float32).astype(g.dtype), state["eta"]))
     # theta_t = (1 - lambda eta_{t-1}) theta_{t-1} - eta_{t-1} g_t
     new = rounded(rounded((1 - lambd * eta) * p) - eta * g)
     ax = jnp.where(mu == 1, new, ax + (new - ax) * mu)  # the mean of theta since t_0

@@ -63,7 +63,7 @@ class Double:
     def __neg__(self) -> "Double":
         return Double(-self.parts)
 
-    def __rsub__(self, number: int) -> "Double":
+    def __rsub__(self, number: float) -> "Double":
         # The rounding of a sum is itself a float (Knuth, TAOCP 4.2.2), so none of it is lost.
         total = rounded(number - self.high)
         taken = total - number

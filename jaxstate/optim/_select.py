@@ -64,6 +64,7 @@ def _not_once(chosen: Mapping[str, Sequence[int]]) -> list[str]:
     twice = {name: groups for name, groups in chosen.items() if len(groups) > 1}
     return [
         *([f"no group chooses {quoted(none)}"] if none else []),
+        *(["some parameters appear in more than one parameter group"] if twice else []),
         *(f'groups {", ".join(map(str, groups))} all choose "{name}"' for name, groups in twice.items()),
     ]
 

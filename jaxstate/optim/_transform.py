@@ -2,6 +2,7 @@
 
 What torch does for every optimizer alike is here: options of groups fall back on the constructor's, buffers
 have their parameter's dtype, arithmetic is done in float32 at least, a gradient of None skips the parameter.
+A complex parameter is a pair of real ones; its gradient is torch's, the conjugate of what jax.grad gives.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -102,6 +102,15 @@ def as_tensors(osd):
     return {"state": entries, "param_groups": copy.deepcopy(osd["param_groups"])}
 
 
+def cases_of(name):
+    """The options of an optimizer's cases in PyTorch's own table; its tensors are numpy arrays."""
+    from torch.testing._internal.common_optimizers import optim_db
+
+    (info,) = (info for info in optim_db if info.name == name)
+    rows = [case.kwargs for case in info.optim_inputs_func(device="cpu")]
+    return [{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in row.items()} for row in rows]
+
+
 def displacement_error(found, expected, start):
     """The largest difference, relative to how far the parameters have moved."""
     moved = max(np.max(np.abs(expected[name] - start[name])) for name in start)
@@ -117,6 +126,9 @@ class Pair:
         binding: pairs their parameters.
         options: of torch's constructor.
         groups: None, or torch's groups with names for parameters.
+        scale: of the parameters. Where they are large beside their steps, one rounding of theirs is a large
+            part of a step.
+        steps: how many gradients there are.
     """
 
     torch_class: Any
@@ -125,14 +137,20 @@ class Pair:
     options: dict
     groups: Any = None
     dtype: str = "float32"
+    scale: float = 1.0
+    steps: int = 12
 
     def __post_init__(self):
         rng = np.random.default_rng(0)
-        self.start = {name: self._random(rng, name) for name in self.binding.parameters}
-        self.grads = [{name: self._random(rng, name) for name in self.start} for _ in range(12)]
+        scale = np.dtype(self.dtype).type(self.scale)
+        self.start = {name: scale * self._random(rng, name) for name in self.binding.parameters}
+        self.grads = [{name: self._random(rng, name) for name in self.start} for _ in range(self.steps)]
 
     def _random(self, rng, name):
-        return rng.normal(size=self.binding.shapes[name]).astype(self.dtype)
+        values = rng.normal(size=self.binding.shapes[name])
+        if np.issubdtype(self.dtype, np.complexfloating):
+            values = values + 1j * rng.normal(size=values.shape)
+        return values.astype(self.dtype)
 
     def torch(self, arrays, osd=None):
         """A torch optimizer, and its parameters by name."""
@@ -164,18 +182,22 @@ class Pair:
         return self.tx.init(to_jax(self.binding, self.start))
 
     def ends(self, k, n):
-        """The parameters after k+n steps in torch, k there and n here, k here and n there."""
+        """Pairs of parameters that should agree: k steps in torch and n here, k here and n in torch.
+
+        What ours wrote is held against what torch wrote, since reading makes a difference to torch: it casts
+        the scalars that it keeps in float32 to the dtype of the parameters.
+        """
         reference = self.torch_steps(*self.torch(self.start), 0, k + n)
         opt, params = self.torch(self.start)
-        arrays = self.torch_steps(opt, params, 0, k)
+        arrays, osd = self.torch_steps(opt, params, 0, k), copy.deepcopy(opt.state_dict())
+        resumed = self.torch_steps(*self.torch(arrays, osd), k, k + n)
         ours = load_state_dict(self.init(), opt.state_dict(), self.binding)
         there, _ = self.jax_steps(arrays, ours, k, k + n)
         arrays, ours = self.jax_steps(self.start, self.init(), 0, k)
         osd = as_tensors(state_dict(ours, self.binding))
         back = self.torch_steps(*self.torch(arrays, osd), k, k + n)
-        return reference, there, back
+        return (there, reference), (back, resumed)
 
     def errors(self, k, n):
-        """How far k steps in one and n in the other are from k+n in torch: torch first, ours first."""
-        reference, *moved = self.ends(k, n)
-        return tuple(displacement_error(found, reference, self.start) for found in moved)
+        """How far the pairs differ: torch first, ours first."""
+        return tuple(displacement_error(*pair, self.start) for pair in self.ends(k, n))

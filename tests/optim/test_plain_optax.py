@@ -10,7 +10,20 @@ torch = pytest.importorskip("torch")
 from optimizer_pair import FEW, Pair, as_tensors, displacement_error, to_jax, to_torch  # noqa: E402
 
 from jaxstate.errors import OptimizerError  # noqa: E402
-from jaxstate.optim import adam, adamw, load_state_dict, sgd, state_dict  # noqa: E402
+from jaxstate.optim import (  # noqa: E402
+    adagrad,
+    adam,
+    adamax,
+    adamw,
+    asgd,
+    load_state_dict,
+    nadam,
+    radam,
+    rmsprop,
+    rprop,
+    sgd,
+    state_dict,
+)
 
 CASES = {
     "sgd": (torch.optim.SGD, sgd, {"lr": 0.05, "momentum": 0.9}, optax.sgd(0.05, momentum=0.9)),
@@ -20,6 +33,12 @@ CASES = {
         adamw,
         {"lr": 0.05, "betas": (0.8, 0.9), "weight_decay": 0.1},
         optax.adamw(0.05, b1=0.8, b2=0.9, weight_decay=0.1),
+    ),
+    "adamax": (
+        torch.optim.Adamax,
+        adamax,
+        {"lr": 0.05, "betas": (0.8, 0.9), "weight_decay": 0.1},
+        optax.chain(optax.add_decayed_weights(0.1), optax.adamax(0.05, b1=0.8, b2=0.9)),
     ),
 }
 
@@ -88,6 +107,12 @@ def test_steps_that_differ_are_refused():
         (optax.adam(1e-3), adam(amsgrad=True), "optax.amsgrad corrects the bias before the maximum"),
         (optax.sgd(1e-3, momentum=0.9), sgd(momentum=0.9, dampening=0.5), "momentum without dampening"),
         (optax.sgd(1e-3), sgd(), "momentum without dampening"),
+        (optax.nadam(1e-3), nadam(), r"no schedule of its momentum; js.optim.nadam\("),
+        (optax.radam(1e-3), radam(), r"eps to the corrected root, torch before; js.optim.radam\("),
+        (optax.rprop(1e-3), rprop(), r"moves by the step before; js.optim.rprop\("),
+        (optax.adagrad(1e-3), adagrad(), r"eps under the root, torch outside of it.*js.optim.adagrad\("),
+        (optax.rmsprop(1e-3, momentum=0.9), rmsprop(momentum=0.9), r"times the learning rate.*js.optim.rms"),
+        (optax.sgd(1e-3), asgd(), r"averages no iterates as torch does; js.optim.asgd\("),
         (optax.sgd(1e-3, momentum=0.9), adam(), 'has 0 parts with the fields "count", "mu", "nu"'),
         (optax.chain(optax.adam(1.0), optax.adam(1.0)), adam(), "has 2 parts"),
     ],
