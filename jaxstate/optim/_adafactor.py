@@ -19,6 +19,7 @@ from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
 from jaxstate.optim._arithmetic import lerp, update_to
+from jaxstate.optim._checks import check_one_lr
 from jaxstate.optim._double import Double, rounded
 from jaxstate.optim._in_torch_layout import in_torch_layout
 from jaxstate.optim._param_groups import ParamGroup
@@ -104,6 +105,7 @@ def _with_epsilon(tx: optax.GradientTransformation) -> optax.GradientTransformat
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         known = state if params is None else _known_epsilons(state, params)
+        new: Any
         updates, new = tx.update(updates, known, params)
         return updates, replace(new, param_groups=state.param_groups)
 
@@ -141,6 +143,7 @@ def _like(buffer: str, p: Any) -> jax.ShapeDtypeStruct | None:
 
 
 def _check(options: Options) -> None:
+    check_one_lr(options)
     eps1, eps2 = options["eps"]
     if not 0.0 <= options["lr"]:
         raise OptimizerError(f"Learning rate should be >= 0 but is: {options['lr']}")

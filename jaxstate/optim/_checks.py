@@ -27,9 +27,14 @@ def check_betas(options: Options) -> None:
 
 def check_lr(options: Options) -> None:
     """Raises OptimizerError for a learning rate that is an array of several numbers, or negative."""
+    check_one_lr(options)
+    check_nonnegative(options, "lr")
+
+
+def check_one_lr(options: Options) -> None:
+    """Raises OptimizerError for a learning rate that is an array of several numbers."""
     if np.size(options["lr"]) != 1:
         raise OptimizerError("Tensor lr must be 1-element")
-    check_nonnegative(options, "lr")
 
 
 def check_fused(options: Options) -> None:

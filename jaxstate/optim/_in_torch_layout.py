@@ -50,6 +50,7 @@ def in_torch_layout(
         slopes = dict(zip(leaves, treedef.flatten_up_to(updates), strict=True))
         for path, g in slopes.items():
             None if g is None else check_gradient(state.algorithm, path, g, leaves[path])
+        moved: Any
         moved, state = tx.update(_slopes(parameters, slopes), state, parameters.to_torch(leaves))
         back = parameters.to_jax(moved, leaves)
         return treedef.unflatten([back[path] for path in leaves]), state

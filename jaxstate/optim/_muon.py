@@ -19,6 +19,7 @@ from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
 from jaxstate.optim._arithmetic import lerp, update_to
+from jaxstate.optim._checks import check_one_lr
 from jaxstate.optim._double import rounded
 from jaxstate.optim._in_torch_layout import in_torch_layout
 from jaxstate.optim._paths import leaf_paths
@@ -129,7 +130,8 @@ def _of_matrices(tx: optax.GradientTransformation) -> optax.GradientTransformati
 
 
 def _check(options: Options) -> None:
-    for key, what in (("lr", "Learning rate"), ("momentum", "momentum"), ("weight_decay", "weight_decay")):
+    check_one_lr(options)
+    for key, what in (("lr", "Learning rate"), ("momentum", "momentum"), ("weight_decay", "weight decay")):
         if not 0.0 <= options[key]:
             raise OptimizerError(f"{what} should be >= 0 but is: {options[key]}")
     if options["adjust_lr_fn"] not in (None, "original", "match_rms_adamw"):

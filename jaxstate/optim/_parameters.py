@@ -28,7 +28,9 @@ class Itself(Entry):
     def keys(self) -> tuple[str, ...]:
         return (self.key,)
 
-    paths = keys
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.key,)
 
 
 Family = Rule | Sum | JaxOnly | Itself

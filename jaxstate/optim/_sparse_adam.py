@@ -14,7 +14,7 @@ import optax
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
-from jaxstate.optim._checks import check_betas
+from jaxstate.optim._checks import check_betas, check_one_lr
 from jaxstate.optim._transform import transformation
 
 
@@ -85,6 +85,7 @@ def _rows(g: Any) -> tuple[tuple[Any, ...], Any]:
 
 
 def _check(options: Options) -> None:
+    check_one_lr(options)
     if not 0.0 < options["lr"]:
         raise OptimizerError(f"Invalid learning rate: {options['lr']}")
     if not 0.0 < options["eps"]:

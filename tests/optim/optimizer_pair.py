@@ -102,6 +102,15 @@ def as_tensors(osd):
     return {"state": entries, "param_groups": copy.deepcopy(osd["param_groups"])}
 
 
+def cases_of(name):
+    """The options of an optimizer's cases in PyTorch's own table; its tensors are numpy arrays."""
+    from torch.testing._internal.common_optimizers import optim_db
+
+    (info,) = (info for info in optim_db if info.name == name)
+    rows = [case.kwargs for case in info.optim_inputs_func(device="cpu")]
+    return [{k: v.numpy() if isinstance(v, torch.Tensor) else v for k, v in row.items()} for row in rows]
+
+
 def displacement_error(found, expected, start):
     """The largest difference, relative to how far the parameters have moved."""
     moved = max(np.max(np.abs(expected[name] - start[name])) for name in start)
@@ -173,21 +182,11 @@ class Pair:
         return self.tx.init(to_jax(self.binding, self.start))
 
     def ends(self, k, n):
-        """The parameters after k+n steps in torch, k there and n here, k here and n there."""
-        reference, there, back, _ = self._all_ends(k, n)
-        return reference, there, back
-
-    def errors(self, k, n):
-        """How far k steps in one and n in the other are from k+n in torch: torch first, ours first.
+        """Pairs of parameters that should agree: k steps in torch and n here, k here and n in torch.
 
         What ours wrote is held against what torch wrote, since reading makes a difference to torch: it casts
         the scalars that it keeps in float32 to the dtype of the parameters.
         """
-        reference, there, back, resumed = self._all_ends(k, n)
-        pairs = (there, reference), (back, resumed)
-        return tuple(displacement_error(*pair, self.start) for pair in pairs)
-
-    def _all_ends(self, k, n):
         reference = self.torch_steps(*self.torch(self.start), 0, k + n)
         opt, params = self.torch(self.start)
         arrays, osd = self.torch_steps(opt, params, 0, k), copy.deepcopy(opt.state_dict())
@@ -197,4 +196,8 @@ class Pair:
         arrays, ours = self.jax_steps(self.start, self.init(), 0, k)
         osd = as_tensors(state_dict(ours, self.binding))
         back = self.torch_steps(*self.torch(arrays, osd), k, k + n)
-        return reference, there, back, resumed
+        return (there, reference), (back, resumed)
+
+    def errors(self, k, n):
+        """How far the pairs differ: torch first, ours first."""
+        return tuple(displacement_error(*pair, self.start) for pair in self.ends(k, n))

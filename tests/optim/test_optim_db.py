@@ -3,6 +3,8 @@
 A case is run, or it stands in `unsupported_cases.py` with the reason; there is no third way.
 """
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ pytest.importorskip("expecttest")
 
 from optimizer_pair import BOUND, Pair, as_tensors  # noqa: E402
 from torch.testing._internal import common_optimizers as table  # noqa: E402
-from unsupported_cases import ERRORS, INPUTS, OPTIMIZERS  # noqa: E402
+from unsupported_cases import ELSEWHERE, ERRORS, INPUTS, OPTIMIZERS  # noqa: E402
 
 import jaxstate.optim as optim  # noqa: E402
 from jaxstate.binding import Binding, Rule  # noqa: E402
@@ -21,7 +23,11 @@ from jaxstate.optim import load_state_dict, state_dict  # noqa: E402
 
 BINDING = Binding((Rule("w", "kernel", "i o -> o i", shape=(4, 3)), Rule("b", "bias", "o -> o", shape=(5,))))
 INFOS = {info.name: info for info in table.optim_db}
-HERE = [info for name, info in INFOS.items() if name not in OPTIMIZERS]
+HERE = [info for name, info in INFOS.items() if name not in {**OPTIMIZERS, **ELSEWHERE}]
+
+
+def constructor(name):
+    return {"SparseAdam": "sparse_adam"}.get(name, name.lower())
 
 
 def shown(value):
@@ -42,7 +48,7 @@ def plain(value):
 
 
 def ours(info, kwargs):
-    return getattr(optim, info.name.lower())(**{key: plain(value) for key, value in kwargs.items()})
+    return getattr(optim, constructor(info.name))(**{key: plain(value) for key, value in kwargs.items()})
 
 
 def cases(device):
@@ -58,7 +64,9 @@ RUN = {name: case for name, case in CASES.items() if name not in INPUTS}
 
 def test_the_list_is_of_cases_that_there_are():
     assert set(INPUTS) <= set(CASES) and len(RUN) >= 69
-    assert {name for name in INFOS if not hasattr(optim, name.lower())} == set(OPTIMIZERS)
+    assert {name for name in INFOS if not hasattr(optim, constructor(name))} == set(OPTIMIZERS)
+    for name, file in ELSEWHERE.items():
+        assert f'cases_of("{name}")' in Path(__file__).with_name(file).read_text()
 
 
 @pytest.mark.parametrize("name", RUN)
@@ -135,7 +143,7 @@ def refused(info, given):
         groups = [{**group, "params": names[i]} for group, i in zip(given.params, ids, strict=True)]
         params = {name: params[name] for name in names.values()}
     kwargs = {key: plain(value) for key, value in given.kwargs.items()}
-    getattr(optim, info.name.lower())(**kwargs, param_groups=groups).init(params)
+    getattr(optim, constructor(info.name))(**kwargs, param_groups=groups).init(params)
 
 
 def test_the_listed_errors_are_of_the_table():

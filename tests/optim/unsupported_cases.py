@@ -7,9 +7,13 @@ is an error.
 CAPTURABLE = "torch steps with capturable=True on an accelerator only, and refuses to on a CPU"
 
 # Optimizers of which there is none here.
-OPTIMIZERS = {
-    "LBFGS": "its step calls a closure, and evaluates it several times: see test_lbfgs.py",
-    "SparseAdam": "its gradients are sparse: see test_matrix_optimizers.py",
+OPTIMIZERS = {"LBFGS": "its step calls a closure, and evaluates it several times"}
+
+# Optimizers whose cases are run where their gradients and layouts are made.
+ELSEWHERE = {
+    "Adafactor": "test_matrix_optimizers.py",
+    "Muon": "test_matrix_optimizers.py",
+    "SparseAdam": "test_sparse_adam.py",
 }
 
 # Arguments.
