@@ -4,6 +4,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 
@@ -29,6 +30,17 @@ def as_numpy(array: Any) -> np.ndarray:
         return tensor.numpy()
     integer, dtype = known
     return tensor.contiguous().view(getattr(torch, integer)).numpy().view(dtype)
+
+
+def as_array(value: Any) -> np.ndarray | None:
+    """The same of an array or a tensor; None of anything else.
+
+    >>> as_array("adam") is None
+    True
+    """
+    torch = sys.modules.get("torch")
+    kinds = (np.ndarray, np.generic, jax.Array, *([torch.Tensor] if torch else []))
+    return as_numpy(value) if isinstance(value, kinds) else None
 
 
 def without_tensors(arrays: Mapping[str, Any]) -> Mapping[str, Any]:

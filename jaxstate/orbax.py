@@ -18,7 +18,7 @@ from jaxstate.adapters import adapter_of
 from jaxstate.binding import Binding
 from jaxstate.convert import bind
 from jaxstate.errors import CheckpointError, near_names
-from jaxstate.optim._groups_json import groups_from_json, groups_to_json
+from jaxstate.optim._torch_dict.groups_json import groups_from_json, groups_to_json
 
 ITEMS = ("params", "buffers", "optimizer")
 

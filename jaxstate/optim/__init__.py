@@ -14,8 +14,7 @@ from jaxstate.optim._adamw import adamw as adamw
 from jaxstate.optim._add_param_group import add_param_group as add_param_group
 from jaxstate.optim._asgd import asgd as asgd
 from jaxstate.optim._labels import labels as labels
-from jaxstate.optim._lbfgs import lbfgs as lbfgs
-from jaxstate.optim._load_state_dict import load_state_dict as load_state_dict
+from jaxstate.optim._lbfgs.constructor import lbfgs as lbfgs
 from jaxstate.optim._muon import muon as muon
 from jaxstate.optim._nadam import nadam as nadam
 from jaxstate.optim._param_groups import ParamGroup as ParamGroup
@@ -27,4 +26,5 @@ from jaxstate.optim._sparse_adam import sparse_adam as sparse_adam
 from jaxstate.optim._state import State as State
 from jaxstate.optim._state import param_groups as param_groups
 from jaxstate.optim._state import set_hyperparameters as set_hyperparameters
-from jaxstate.optim._state_dict import state_dict as state_dict
+from jaxstate.optim._torch_dict.load_state_dict import load_state_dict as load_state_dict
+from jaxstate.optim._torch_dict.state_dict import state_dict as state_dict

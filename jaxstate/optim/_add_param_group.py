@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.optim._nest import parts_of
+from jaxstate.optim._nest.nest import parts_of
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._paths import leaf_paths

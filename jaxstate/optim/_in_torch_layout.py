@@ -17,7 +17,7 @@ from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._gradient import check_gradient
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._paths import leaf_paths
-from jaxstate.optim._state_dict import refused_sums
+from jaxstate.optim._torch_dict.state_dict import refused_sums
 
 NO_PARAMETERS = "torch's optimizers read the parameters: update(grads, state, params)"
 

@@ -18,10 +18,10 @@ from jax.core import Tracer
 
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._algorithm import Algorithm, is_numeric
-from jaxstate.optim._arrays import place
-from jaxstate.optim._flax import closed, opened
-from jaxstate.optim._nest import Part, check_labels, names_of, parts_of, with_parts
+from jaxstate.optim._nest.flax_states import closed, opened
+from jaxstate.optim._nest.nest import Part, check_labels, names_of, parts_of, with_parts
 from jaxstate.optim._param_groups import ParamGroup
+from jaxstate.placement import place
 
 
 @jax.tree_util.register_static

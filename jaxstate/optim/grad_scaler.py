@@ -15,7 +15,7 @@ import numpy as np
 from flax.training.dynamic_scale import DynamicScale
 
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.optim._arrays import as_numpy
+from jaxstate.foreign import as_array
 
 _KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 # Flax's own floor, far below any scale that is of use.
@@ -89,7 +89,7 @@ def _numbers(state_dict: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    array = as_numpy(value)
+    array = as_array(value)
     if array is not None and array.size == 1:
         return array.item()
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -26,7 +26,7 @@ from jaxstate.optim import (  # noqa: E402
     set_hyperparameters,
     state_dict,
 )
-from jaxstate.optim._groups_json import groups_from_json, groups_to_json  # noqa: E402
+from jaxstate.optim._torch_dict.groups_json import groups_from_json, groups_to_json  # noqa: E402
 
 QKV = Rule("qkv.weight", "{x}.kernel", "i o -> (x o) i", x=("q", "k", "v"), shape=(4, 2))
 CONV = Rule("conv.weight", "conv.kernel", "h w i o -> o i h w", shape=(2, 3, 4, 5))

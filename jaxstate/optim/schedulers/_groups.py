@@ -14,7 +14,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.optim._arrays import as_numpy
+from jaxstate.foreign import as_array
 from jaxstate.optim._param_groups import ParamGroup, Verbatim
 from jaxstate.optim._state import find_state, replace_state, set_hyperparameters
 
@@ -125,7 +125,7 @@ def check_cycled(groups: Groups) -> None:
 
 def plain(value: Any) -> Any:
     """A value of a file without tensors: those of one element become 0-d arrays, of their own memory."""
-    array = as_numpy(value)
+    array = as_array(value)
     if isinstance(value, np.generic):
         return value.item()
     if array is None:

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 
 from jaxstate.errors import OptimizerError, near_names, quoted
+from jaxstate.foreign import as_array
 from jaxstate.optim._algorithm import Algorithm, is_numeric
-from jaxstate.optim._arrays import as_numpy
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
-from jaxstate.optim._state_dict import group_names
+from jaxstate.optim._torch_dict.state_dict import group_names
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def _plain(value: Any) -> Any:
         return type(value)(_plain(item) for item in value)
     if isinstance(value, np.generic):
         return value.item()
-    array = as_numpy(value)
+    array = as_array(value)
     return value if array is None else np.array(array.reshape(()) if array.size == 1 else array)
 
 

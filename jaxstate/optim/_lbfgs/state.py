@@ -8,9 +8,9 @@ import jax
 
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
-from jaxstate.optim._curvature import Memory, empty
-from jaxstate.optim._flat import Flat
-from jaxstate.optim._line import Kind
+from jaxstate.optim._lbfgs.curvature import Memory, empty
+from jaxstate.optim._lbfgs.flat import Flat
+from jaxstate.optim._lbfgs.line import Kind
 from jaxstate.optim._state import State
 
 

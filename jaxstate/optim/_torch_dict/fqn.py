@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxstate.errors import OptimizerError, near_names, quoted
-from jaxstate.optim._arrays import as_numpy
+from jaxstate.foreign import as_array
 
 Keys = Literal["id", "fqn", "flat"]
 
@@ -156,7 +156,7 @@ def _group(group_of: Mapping[str, Any], row: Sequence[str], ids: Mapping[str, in
 
 
 def _same(one: Any, other: Any) -> bool:
-    left, right = as_numpy(one), as_numpy(other)
+    left, right = as_array(one), as_array(other)
     if left is None or right is None:
         return type(one) is type(other) and one == other
     return np.array_equal(left, right)

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from jaxstate.binding import Binding
-from jaxstate.optim._curvature import Memory
-from jaxstate.optim._flat import Flat
-from jaxstate.optim._lbfgs_state import LBFGSState
-from jaxstate.optim._line import Kind
+from jaxstate.optim._lbfgs.curvature import Memory
+from jaxstate.optim._lbfgs.flat import Flat
+from jaxstate.optim._lbfgs.line import Kind
+from jaxstate.optim._lbfgs.state import LBFGSState
 
 # torch's keys in torch's order, but for `al`.
 COUNTS = ("func_evals", "n_iter")

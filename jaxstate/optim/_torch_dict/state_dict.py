@@ -12,13 +12,13 @@ import numpy as np
 from jaxstate.binding import Binding
 from jaxstate.declared import JaxOnly
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.optim._fqn import Keys, keyed
-from jaxstate.optim._lbfgs_entry import lbfgs_entries
-from jaxstate.optim._lbfgs_state import LBFGSState
+from jaxstate.optim._lbfgs.entry import lbfgs_entries
+from jaxstate.optim._lbfgs.state import LBFGSState
+from jaxstate.optim._nest.site import site_of
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
-from jaxstate.optim._site import site_of
 from jaxstate.optim._state import State
+from jaxstate.optim._torch_dict.fqn import Keys, keyed
 
 
 def state_dict(

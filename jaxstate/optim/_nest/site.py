@@ -12,18 +12,18 @@ import jax
 import numpy as np
 
 from jaxstate.errors import OptimizerError
-from jaxstate.optim._counts import MULTI_STEPS, with_counts
-from jaxstate.optim._flattened import flattened, unflattened
-from jaxstate.optim._flax import closed, opened
-from jaxstate.optim._hyperparams import (
+from jaxstate.optim._nest.counts import MULTI_STEPS, with_counts
+from jaxstate.optim._nest.flattened import flattened, unflattened
+from jaxstate.optim._nest.flax_states import closed, opened
+from jaxstate.optim._nest.hyperparams import (
     held_options,
     part_paths,
     read_hyperparams,
     refuse_scheduled,
     with_hyperparams,
 )
-from jaxstate.optim._nest import Part, at, check_labels, field, fields_of, parts_of, where, with_parts
-from jaxstate.optim._optax import check_options, optax_nodes, optax_parts, optax_state
+from jaxstate.optim._nest.nest import Part, at, check_labels, field, fields_of, parts_of, where, with_parts
+from jaxstate.optim._nest.optax_states import check_options, optax_nodes, optax_parts, optax_state
 from jaxstate.optim._state import State, find_state, is_state, split
 
 

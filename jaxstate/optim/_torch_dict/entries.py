@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from jaxstate.errors import quoted
-from jaxstate.optim._arrays import as_numpy, is_narrowed
+from jaxstate.foreign import as_array
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
+from jaxstate.placement import narrows
 
 # JAX counts in int32.
 LAST_STEP = 2**31 - 1
@@ -154,11 +155,11 @@ def _present(entry: Any) -> Any:
 
 def _as_array(value: Any) -> np.ndarray | None:
     """An entry's array. A scalar that older versions wrote as a Python float is float32 to newer ones."""
-    return np.array(value, np.float32) if type(value) in (int, float) else as_numpy(value)
+    return np.array(value, np.float32) if type(value) in (int, float) else as_array(value)
 
 
 def _whole(step: Any) -> int | None:
-    array = np.asarray(step) if isinstance(step, (int, float)) else as_numpy(step)
+    array = np.asarray(step) if isinstance(step, (int, float)) else as_array(step)
     number = float(array.reshape(())) if array is not None and array.size == 1 else -1.0
     return int(number) if number.is_integer() and 0 <= number <= LAST_STEP else None
 
@@ -169,5 +170,5 @@ def _of_array(buffer: str, value: Any, shape: tuple[int, ...], dtype: Any, cast:
         yield f"has {buffer}, which is no array but {type(value).__name__}"
     elif array.shape != shape:
         yield f"has {buffer} of shape {array.shape}, and the parameter has {shape}"
-    elif not cast and is_narrowed(array.dtype, dtype):
+    elif not cast and narrows(array.dtype, dtype):
         yield f"has {buffer} of {array.dtype}, which {dtype} would round; allow it with cast=True"

@@ -13,16 +13,17 @@ import numpy as np
 
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
-from jaxstate.optim._arrays import full, place
-from jaxstate.optim._entries import Entries
-from jaxstate.optim._file_groups import file_groups
-from jaxstate.optim._fqn import with_ids
-from jaxstate.optim._lbfgs_file import MemoryEntry
-from jaxstate.optim._lbfgs_state import LBFGSState
+from jaxstate.optim._arrays import full
+from jaxstate.optim._lbfgs.file import MemoryEntry
+from jaxstate.optim._lbfgs.state import LBFGSState
+from jaxstate.optim._nest.site import site_of
 from jaxstate.optim._parameters import Parameters
-from jaxstate.optim._site import site_of
 from jaxstate.optim._state import State
-from jaxstate.optim._state_dict import group_names, refused_sums
+from jaxstate.optim._torch_dict.entries import Entries
+from jaxstate.optim._torch_dict.file_groups import file_groups
+from jaxstate.optim._torch_dict.fqn import with_ids
+from jaxstate.optim._torch_dict.state_dict import group_names, refused_sums
+from jaxstate.placement import place
 
 
 def load_state_dict(

@@ -18,9 +18,9 @@ import optax
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
-from jaxstate.optim._descent import Descent, descended
-from jaxstate.optim._flat import Flat
-from jaxstate.optim._lbfgs_state import LBFGSState
+from jaxstate.optim._lbfgs.descent import Descent, descended
+from jaxstate.optim._lbfgs.flat import Flat
+from jaxstate.optim._lbfgs.state import LBFGSState
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._transform import transformation
 

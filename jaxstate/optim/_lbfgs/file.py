@@ -10,13 +10,14 @@ import numpy as np
 
 from jaxstate.binding import Binding
 from jaxstate.errors import quoted
-from jaxstate.optim._arrays import as_numpy, is_narrowed, place
+from jaxstate.foreign import as_array
 from jaxstate.optim._double import Double, split
-from jaxstate.optim._flat import Flat
-from jaxstate.optim._lbfgs_entry import COUNTS, KEPT
-from jaxstate.optim._lbfgs_state import LBFGSState
-from jaxstate.optim._line import Kind
+from jaxstate.optim._lbfgs.entry import COUNTS, KEPT
+from jaxstate.optim._lbfgs.flat import Flat
+from jaxstate.optim._lbfgs.line import Kind
+from jaxstate.optim._lbfgs.state import LBFGSState
 from jaxstate.optim._param_groups import ParamGroup
+from jaxstate.placement import narrows, place
 
 VECTORS, RINGS, LISTS = ("d", "prev_flat_grad"), ("old_dirs", "old_stps"), ("old_dirs", "old_stps", "ro")
 
@@ -163,12 +164,12 @@ class MemoryEntry:
 
 
 def _of_array(name: str, value: Any, shape: tuple[int, ...], dtype: Any, cast: bool) -> Iterator[str]:
-    array = as_numpy(value)
+    array = as_array(value)
     if array is None:
         yield f"has {name}, which is no array but {type(value).__name__}"
     elif array.shape != shape:
         yield f"has {name} of shape {array.shape}, and {shape} is that of its place"
-    elif not cast and is_narrowed(array.dtype, dtype):
+    elif not cast and narrows(array.dtype, dtype):
         yield f"has {name} of {array.dtype}, which {dtype} would round; allow it with cast=True"
 
 
@@ -181,7 +182,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _array(value: Any) -> np.ndarray:
-    array = as_numpy(value)
+    array = as_array(value)
     return np.asarray(value) if array is None else array
 
 

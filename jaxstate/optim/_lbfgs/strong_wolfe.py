@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxstate.optim._curvature import largest
-from jaxstate.optim._line import (
+from jaxstate.optim._lbfgs.curvature import largest
+from jaxstate.optim._lbfgs.line import (
     Length,
     Line,
     Point,

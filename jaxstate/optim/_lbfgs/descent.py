@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from jaxstate.optim._curvature import Memory, direction, dot, largest, remember
 from jaxstate.optim._double import Double
-from jaxstate.optim._line import Kind, Length, Line, Point, choose
+from jaxstate.optim._lbfgs.curvature import Memory, direction, dot, largest, remember
+from jaxstate.optim._lbfgs.line import Kind, Length, Line, Point, choose
+from jaxstate.optim._lbfgs.strong_wolfe import Limits, strong_wolfe
 from jaxstate.optim._param_groups import ParamGroup
-from jaxstate.optim._strong_wolfe import Limits, strong_wolfe
 
 # (N,) parameters to their loss and their (N,) gradient.
 Objective = Callable[[Any], tuple[Any, Any]]

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.errors import OptimizerError
-from jaxstate.optim._arrays import place
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._state import State
+from jaxstate.placement import place
 
 
 def unflattened(state: State, params: Any) -> State:

@@ -1,0 +1,1 @@
+"""L-BFGS: its recursion, its line search, and its one entry in torch's dict."""
