@@ -85,13 +85,14 @@ ADAFACTOR = [
     for options in table(
         eps=[(None, 1e-3), (0.3, 2.0)], d=[1.0, 1.7], weight_decay=[0.0, 0.07], maximize=[False, True]
     )
+    if (options["d"] == 1.0) == (bool(options["weight_decay"]) == options["maximize"])
 ]
 MUON = [
     *(
         {"lr": 0.05, "weight_decay": 0.07, "momentum": 0.8, **options}
-        for options in table(nesterov=[False, True], adjust_lr_fn=[None, "original", "match_rms_adamw"])
+        for options in table(nesterov=[False, True], adjust_lr_fn=[None, "match_rms_adamw"])
     ),
-    {"lr": 0.05, "momentum": 0.3, "eps": 30.0},
+    {"lr": 0.05, "momentum": 0.3, "eps": 30.0, "adjust_lr_fn": "original"},
     {"lr": 0.05, "ns_steps": 3, "ns_coefficients": (3.0, -3.2, 1.2)},
     {"lr": 0.05, "weight_decay": 0.0, "ns_steps": 9, "ns_coefficients": (1.5, -0.5, 0.0)},
 ]
@@ -99,7 +100,7 @@ MUON = [
 
 CASES = [
     *((options, "float32") for options in ADAFACTOR + cases_of("Adafactor")),
-    *((options, "float64") for options in ADAFACTOR[::3]),
+    *((options, "float64") for options in ADAFACTOR[::2]),
 ]
 
 
@@ -116,7 +117,7 @@ def test_adafactor_goes_on_in_the_other_library(options, dtype):
 
 @pytest.mark.parametrize("options", MUON + cases_of("Muon"), ids=named)
 def test_muon_goes_on_in_the_other_library(options):
-    BoundMuon(Muon, muon(**options, binding=MATRICES), MATRICES, options).check(4, 5)
+    BoundMuon(Muon, muon(**options, binding=MATRICES), MATRICES, options).check(3, 3)
 
 
 def test_muon_of_float64():
