@@ -61,7 +61,7 @@ class Parameters:
         Raises:
             OptimizerError: leaves that no rule names, or rules that name more leaves than there are.
         """
-        families = [family for rule in binding.rules for family in _families(rule)]
+        families = [family for rule in binding.rules for family in _families(rule.trained())]
         prefix = _prefix(families, paths)
         here = {prefix + path for path in paths}
         chosen = tuple(family for family in families if here & set(family.paths))

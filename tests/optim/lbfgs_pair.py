@@ -129,7 +129,8 @@ class LBFGSPair:
         arrays = self.start if arrays is None else arrays
         params = {name: torch.nn.Parameter(torch.from_numpy(array.copy())) for name, array in arrays.items()}
         rows = params.values() if self.names is None else [(name, params[name]) for name in self.names]
-        opt = torch.optim.LBFGS(rows, **self.options)
+        tensors = {k: torch.tensor(v) for k, v in self.options.items() if isinstance(v, np.ndarray)}
+        opt = torch.optim.LBFGS(rows, **{**self.options, **tensors})
         arrays = [torch.from_numpy(array) for array in self.data]
         if osd is not None:
             opt.load_state_dict(osd)

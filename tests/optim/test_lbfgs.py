@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from lbfgs_pair import LBFGSPair, as_tensors, jax_step  # noqa: E402
+from optimizer_pair import cases_of  # noqa: E402
 
 from jaxstate.optim import lbfgs, load_state_dict, set_hyperparameters, state_dict  # noqa: E402
 
@@ -34,6 +35,8 @@ LONG = [
     ({"max_iter": 6, "line_search_fn": WOLFE}, 2, 2),
     ({"lr": 0.3, "max_iter": 6}, 2, 2),
 ]
+# PyTorch's own table of cases.
+TABLE = [(options, 1, 1) for options in cases_of("LBFGS")]
 
 
 def named(case):
@@ -41,7 +44,7 @@ def named(case):
 
 
 @pytest.mark.parametrize("problem", ["layers", "rosenbrock"])
-@pytest.mark.parametrize("case", CASES + LONG, ids=named)
+@pytest.mark.parametrize("case", CASES + LONG + TABLE, ids=named)
 def test_training_goes_on_in_the_other_library(problem, case):
     options, k, n = case
     with jax.enable_x64(True):

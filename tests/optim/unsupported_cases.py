@@ -7,10 +7,11 @@ is an error.
 CAPTURABLE = "torch steps with capturable=True on an accelerator only, and refuses to on a CPU"
 
 # Optimizers of which there is none here.
-OPTIMIZERS = {"LBFGS": "its step calls a closure, and evaluates it several times"}
+OPTIMIZERS: dict[str, str] = {}
 
-# Optimizers whose cases are run where their gradients and layouts are made.
+# Optimizers whose cases are run where their gradients, layouts and closures are made.
 ELSEWHERE = {
+    "LBFGS": "test_lbfgs.py",
     "Adafactor": "test_matrix_optimizers.py",
     "Muon": "test_matrix_optimizers.py",
     "SparseAdam": "test_sparse_adam.py",
