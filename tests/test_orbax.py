@@ -77,6 +77,26 @@ def test_groups_come_back_verbatim(tmp_path):
     assert repr(js.optim.param_groups(restored.opt_state)) == repr(js.optim.param_groups(opt))
 
 
+def test_groups_of_several_optimizers_come_back(tmp_path):
+    def labelled(params):
+        return jax.tree.map(lambda x: "flat" if x.ndim == 1 else "rest", params)
+
+    def tx(lr, **options):
+        parts = {"flat": js.optim.sgd(lr=lr, momentum=0.9, **options), "rest": js.optim.adam(lr=lr)}
+        return optax.partition(parts, labelled)
+
+    net, _ = trained(js.optim.adam(), 0)
+    params = nnx.to_pure_dict(nnx.state(net, nnx.Param))
+    opt = tx(0.3, foreach=True).init(params)
+    js.orbax.save(tmp_path / "c", net, opt)
+    restored = js.orbax.restore(tmp_path / "c", net, tx(0.1).init(params))
+    for label in ("flat", "rest"):
+        before, after = (state.inner_states[label].inner_state for state in (opt, restored.opt_state))
+        assert repr(js.optim.param_groups(after)) == repr(js.optim.param_groups(before))
+    with pytest.raises(CheckpointError, match="groups are of|is not in the checkpoint"):
+        js.orbax.restore(tmp_path / "c", net, js.optim.adam().init(params))
+
+
 def test_abstract_and_sharded_templates_are_filled_in_place(tmp_path):
     tx = js.optim.adam()
     net, opt = trained(tx)

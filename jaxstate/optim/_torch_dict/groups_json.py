@@ -13,39 +13,41 @@ import numpy as np
 
 from jaxstate.errors import CheckpointError
 from jaxstate.optim._param_groups import ParamGroup
-from jaxstate.optim._state import State, replace_state
+from jaxstate.optim._state import State
 
 
-def groups_to_json(opt: Any) -> list[Any] | None:
-    """The groups of the State in a tree of optimizer states; None where there is none.
+def groups_to_json(opt: Any) -> list[Any]:
+    """For each State in a tree of optimizer states, in the tree's order, its groups.
 
     Raises:
         CheckpointError: an option that JSON has no value for.
     """
-    state = _state(opt)
-    return None if state is None else [_group_to_json(group) for group in state.param_groups]
+    states = [node for node in jax.tree.leaves(opt, is_leaf=_is_state) if _is_state(node)]
+    return [[_group_to_json(group) for group in state.param_groups] for state in states]
 
 
-def groups_from_json(opt: Any, groups: list[Any] | None) -> Any:
-    """A tree of optimizer states whose State has these options and its own numbers.
+def groups_from_json(opt: Any, rows: list[Any]) -> Any:
+    """A tree of optimizer states whose States have these options and their own numbers.
 
     Raises:
-        CheckpointError: groups of other parameters than the state's.
+        CheckpointError: groups of other parameters than the states'.
     """
-    state = _state(opt)
-    if groups is None or state is None:
-        return opt
-    here, there = [list(group.paths) for group in state.param_groups], [group["paths"] for group in groups]
+    nodes, treedef = jax.tree.flatten(opt, is_leaf=_is_state)
+    here = [[list(group.paths) for group in node.param_groups] for node in nodes if _is_state(node)]
+    there = [[group["paths"] for group in row] for row in rows]
     if here != there:
         raise CheckpointError(f"the checkpoint's groups are of {there}, the template's of {here}")
-    made = [_group_from_json(state, *pair) for pair in zip(state.param_groups, groups, strict=True)]
-    return replace_state(opt, replace(state, param_groups=tuple(made)))
+    made = iter(rows)
+    return treedef.unflatten([_with_groups(node, next(made)) if _is_state(node) else node for node in nodes])
 
 
-def _state(opt: Any) -> State | None:
-    nodes = jax.tree.leaves(opt, is_leaf=lambda node: isinstance(node, State))
-    states = [node for node in nodes if isinstance(node, State)]
-    return states[0] if len(states) == 1 else None
+def _is_state(node: Any) -> bool:
+    return isinstance(node, State)
+
+
+def _with_groups(state: State, row: list[Any]) -> State:
+    pairs = zip(state.param_groups, row, strict=True)
+    return replace(state, param_groups=tuple(_group_from_json(state, *pair) for pair in pairs))
 
 
 def _group_to_json(group: ParamGroup) -> dict[str, Any]:
@@ -56,8 +58,8 @@ def _group_to_json(group: ParamGroup) -> dict[str, Any]:
 def _group_from_json(state: State, group: ParamGroup, value: Mapping[str, Any]) -> ParamGroup:
     options = {key: _from_json(option) for key, option in value["options"]}
     names = None if value["param_names"] is None else tuple(value["param_names"])
-    made = ParamGroup.of(state.algorithm, options, group.paths, param_names=names)
-    return replace(made, numbers=group.numbers)
+    made = ParamGroup.of(state.algorithm, options, group.paths)
+    return replace(group, options=made.options, param_names=names)
 
 
 def _to_json(key: str, value: Any) -> Any:
