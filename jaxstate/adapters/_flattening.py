@@ -35,7 +35,8 @@ def with_flattens(rules: Sequence[Any], reading: Reading, options: Options) -> l
     settled = {path for rule in options.rules for path in rule.paths} | set(said)
     if options.inputs and reading.call is not None:
         flattens, images = _traced(reading, options, settled)
-        whole = {path: names for path, names in images.items() if path in _readers(reading) - settled}
+        free = _readers(reading) - settled
+        whole = {path: names for path, names in images.items() if path in free}
         return [_reordered(_split(rule, {**flattens, **said}), whole) for rule in rules]
     if options.flatten is None:
         _refuse_suspects(reading, settled)
@@ -84,9 +85,9 @@ def _said(reading: Reading, flatten: Mapping[str, tuple[int, ...] | None]) -> Fl
 
 def _image(shape: tuple[int, ...]) -> Merged:
     """An image of torch's shape `(C, *space)` as JAX flattens it: channels last."""
-    channels, *space = zip(
-        "chw" if len(shape) == 3 else "cdhw" if len(shape) == 4 else "cw", shape, strict=True
-    )
+    if (names := {2: "cw", 3: "chw", 4: "cdhw"}.get(len(shape))) is None:
+        raise BindingError(f"{shape} is no image: say torch's (C, W), (C, H, W) or (C, D, H, W)")
+    channels, *space = zip(names, shape, strict=True)
     return Merged((*space, channels), tuple(name for name, _ in (channels, *space)))
 
 

@@ -122,6 +122,7 @@ def test_a_suspected_flatten_is_refused_with_the_remedies():
     [
         ({"fcc": (3, 4, 5)}, "there is no such layer; there are ['conv', 'fc']"),
         ({"fc": (3, 4, 6)}, "no leaf of fc reads 72 features"),
+        ({"fc": (60,)}, "(60,) is no image"),
     ],
 )
 def test_what_is_said_must_be_so(said, words):
