@@ -1,0 +1,65 @@
+"""What stands at a path: its format, the tool that wrote it, and its content or one part of it."""
+
+import os
+from typing import Any, NamedTuple
+
+from jaxstate import io
+from jaxstate.containers import Checkpoint, load_checkpoint
+from jaxstate.errors import CheckpointError, FileError, quoted
+
+PARTS = ("model", "ema", "scaler", "optimizer", "scheduler")
+PART = "a part of the checkpoint: " + ", ".join(PARTS) + ", or a place that `jaxstate inspect` lists"
+
+
+class Opened(NamedTuple):
+    """A checkpoint that was opened; nothing but its index has been read.
+
+    Attributes:
+        path: where it stands.
+        format: what its bytes are, in words.
+        tool: who wrote it and how that was seen; None where that is not known.
+        content: all that it holds, or the part that was asked for.
+    """
+
+    path: str
+    format: str
+    tool: str | None
+    content: Any
+
+
+def opened(path: str, part: str | None = None) -> Opened:
+    """What stands at a path, whole or one part of it.
+
+    Raises:
+        FileError: nothing that can be read, or no part of this name.
+        CheckpointError: several parts could be meant.
+    """
+    if part is not None:
+        checkpoint = load_checkpoint(path)
+        return Opened(path, io.format_of(path), str(checkpoint.tool), part_of(checkpoint, part))
+    try:
+        checkpoint = load_checkpoint(path)
+    except CheckpointError:  # several parts could be the model: the whole is shown as it is
+        return Opened(path, io.format_of(path), None, io.load(path))
+    content = by_place(checkpoint) if os.path.isdir(path) else io.load(path)
+    return Opened(path, io.format_of(path), str(checkpoint.tool), content)
+
+
+def part_of(checkpoint: Checkpoint, part: str) -> Any:
+    """One part of a checkpoint, by its name or by its place.
+
+    Raises:
+        FileError: there is no such part.
+    """
+    places = by_place(checkpoint)
+    found = getattr(checkpoint, part) if part in PARTS else places.get(part)
+    if found is None:
+        raise FileError(f"there is no {part} in this checkpoint; it holds {quoted(places)}")
+    return found
+
+
+def by_place(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Every part of a checkpoint under the name of the place where it stands."""
+    named = {name: getattr(checkpoint, name) for name in ("model", "ema", "scaler", "epoch", "step")}
+    own = {checkpoint.places.get(name) or name: value for name, value in named.items() if value is not None}
+    return {**own, **checkpoint.optimizers, **checkpoint.schedulers, **checkpoint.extra}
