@@ -30,7 +30,7 @@ class FileError(JaxstateError, ValueError):
 
 
 class CheckpointError(JaxstateError, ValueError):
-    """A checkpoint does not fit what is to be restored, or cannot be stored without loss."""
+    """A checkpoint does not fit what is to be restored, cannot be stored without loss, or is ambiguous."""
 
 
 class Mismatch(NamedTuple):

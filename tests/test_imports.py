@@ -24,6 +24,7 @@ ROOMS = (
     "binding",
     "placement",
     "io",
+    "containers",
     "adapters",
     "convert",
     "optim",
