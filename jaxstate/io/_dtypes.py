@@ -88,6 +88,17 @@ PACKED_BITS: Mapping[str, int] = MappingProxyType({"F4": 4, "F6_E2M3": 6, "F6_E3
 """Element types of safetensors that are narrower than a byte, and their width in bits."""
 
 
+BY_EXPORT: Mapping[int, str] = MappingProxyType(
+    {
+        **dict(enumerate("uint8 int8 int16 int32 int64 float16 float32 float64 complex32".split(), 1)),
+        **dict(enumerate("complex64 complex128 bool bfloat16".split(), 10)),
+        **dict(enumerate("uint16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz".split(), 28)),
+        **dict(enumerate("float8_e8m0fnu uint32 uint64".split(), 33)),
+    }
+)
+"""torch's names by the numbers that torch.export writes (`torch/_export/serde/schema.py`, `ScalarType`)."""
+
+
 def storage_itemsize(name: str) -> int | None:
     """Bytes an element of the storage class of this name, or None if there is no such class.
 

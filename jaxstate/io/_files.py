@@ -6,26 +6,46 @@ from typing import Any
 
 from jaxstate.errors import FileError
 
-from . import _safetensors_reader, _safetensors_writer, _torch_reader, _torch_writer
+from . import (
+    _legacy_reader,
+    _legacy_writer,
+    _safetensors_reader,
+    _safetensors_writer,
+    _torch_writer,
+    _torch_zip,
+    _zip,
+)
 from ._atomic import replacing
 from ._mapping import file_bytes
-from ._recognise import SAFETENSORS, TORCH, recognise
+from ._recognise import LEGACY, SAFETENSORS, TORCH, recognise
 
-_READERS = MappingProxyType({TORCH: _torch_reader.read, SAFETENSORS: _safetensors_reader.read})
-_WRITERS = MappingProxyType({"pt": _torch_writer.prepare, "safetensors": _safetensors_writer.prepare})
+_READERS = MappingProxyType(
+    {TORCH: _torch_zip.read, LEGACY: _legacy_reader.read, SAFETENSORS: _safetensors_reader.read}
+)
+_WRITERS = MappingProxyType(
+    {
+        "pt": _torch_writer.prepare,
+        "legacy": _legacy_writer.prepare,
+        "safetensors": _safetensors_writer.prepare,
+    }
+)
 
 
-def load(path: str | os.PathLike[str], *, mmap: bool = True) -> Any:
+def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False) -> Any:
     """What torch.load(path) would give, with read-only numpy arrays in the place of tensors.
 
     Args:
-        path: a file that `torch.save` or safetensors wrote; its content decides which, not its name.
+        path: a file that `torch.save` (of any torch since 0.1.10), `torch.jit.save`, `torch.export.save` or
+            safetensors wrote; its content decides which, not its name.
         mmap: view the file as it lies on disk; nothing is read before it is used. False reads it at once.
+        verify: read all of it once and compare the checksums that archives have. The other formats have none:
+            their sizes are compared in any case.
 
     Returns:
-        The object in the file. Tensors that share memory in torch share it here. Of safetensors, a dict in
-        the order of the header. What has no counterpart in Python or numpy is an inert record: `Opaque`,
-        `Global`, `Raw`, `Storage`.
+        The object in the file. Tensors that share memory in torch share it here. Of TorchScript and of
+        torch.export, the state_dict; of safetensors, a dict in the order of the header. What has no
+        counterpart in Python or numpy is an inert record: `Opaque`, `Global`, `Raw`, `Storage`; of a module
+        or an optimizer that was pickled whole, `jaxstate.io.state_dict_of` makes its state_dict.
 
     Raises:
         FileError: missing, damaged, hostile, or of another format.
@@ -37,20 +57,22 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True) -> Any:
     >>> loaded["step"], bool((loaded["weight"] == np.eye(2)).all())
     (3, True)
     """
-    name = _name(path)
+    name = path_name(path)
     try:
-        return _loaded(name, mmap)
+        return _loaded(name, mmap, verify)
     except FileError as error:
         raise FileError(f"{name}: {error}") from error
 
 
-def _loaded(name: str, mmap: bool):
+def _loaded(name: str, mmap: bool, verify: bool):
     if os.path.isdir(name):
         raise FileError(f"a folder; load one of the files in it: {_listing(name)}")
     data = file_bytes(name, mmap)
     format, what = recognise(data)
     if format is None:
         raise FileError(what)
+    if verify and format == TORCH:
+        _zip.verify(data)
     return _READERS[format](data)
 
 
@@ -62,8 +84,8 @@ def save(obj, path: str | os.PathLike[str], *, format: str | None = None) -> Non
             changed. Arrays that overlap in memory are one storage in the file, as tied weights are in torch;
             JAX arrays are values and never share one.
         path: where to. What stands there is replaced at once when all is written, and stays whole if not.
-        format: "pt" or "safetensors"; by default safetensors where the name ends so, and "pt" elsewhere.
-            A safetensors file holds a flat dict of arrays.
+        format: "pt", "safetensors", or "legacy" for a torch before 1.6; by default safetensors where the name
+            ends so, and "pt" elsewhere. A safetensors file holds a flat dict of arrays.
 
     Raises:
         FileError: something in `obj` that weights_only or safetensors cannot read back, with the path to it
@@ -75,10 +97,10 @@ def save(obj, path: str | os.PathLike[str], *, format: str | None = None) -> Non
     >>> load(path)["weight"].tolist() == np.eye(2).tolist()
     True
     """
-    name = _name(path)
+    name = path_name(path)
     prepare = _WRITERS.get(format or _format(name))
     if prepare is None:
-        raise FileError(f'format must be "pt" or "safetensors", not {format!r}')
+        raise FileError(f'format must be "pt", "legacy" or "safetensors", not {format!r}')
     try:
         _write(prepare(obj), name)
     except FileError as error:
@@ -89,7 +111,9 @@ def _format(name: str) -> str:
     return "safetensors" if name.endswith(".safetensors") else "pt"
 
 
-def _write(archive: _torch_writer.Archive | _safetensors_writer.Archive, name: str) -> None:
+def _write(
+    archive: _torch_writer.Archive | _legacy_writer.Stream | _safetensors_writer.Archive, name: str
+) -> None:
     try:
         with replacing(name) as file:
             archive.write(file)
@@ -102,7 +126,8 @@ def _listing(folder: str) -> str:
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
-def _name(path: str | os.PathLike[str]) -> str:
+def path_name(path: str | os.PathLike[str]) -> str:
+    """The path as text, if it is one."""
     try:
         name = os.fspath(path)
     except TypeError as error:

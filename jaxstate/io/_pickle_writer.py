@@ -1,7 +1,7 @@
 """Writes the pickle of a torch file: protocol 2, with the opcodes that `torch.load(weights_only=True)` reads.
 
 Those are listed in `torch/_weights_only_unpickler.py`. The values are plain ones and the records below,
-which stand for tensors; what else an object may be is decided in `_torch_writer.py`.
+which stand for tensors; what else an object may be is decided in `_torch_pickle.py`.
 """
 
 import struct
@@ -16,11 +16,12 @@ from ._records import Global, Opaque
 
 @dataclass(frozen=True, eq=False, slots=True)
 class StorageRef:
-    """A storage by the key of its entry in the archive."""
+    """A storage by the key of its entry in the archive, and what its persistent id says beyond that."""
 
     kind: Global
     key: str
     numel: int
+    rest: tuple = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -174,7 +175,7 @@ def _opaque(value: Opaque) -> Parts:
 
 
 def _storage(value: StorageRef) -> Parts:
-    return [_MARK, "storage", value.kind, value.key, "cpu", value.numel, _TUPLE, _BINPERSID]
+    return [_MARK, "storage", value.kind, value.key, "cpu", value.numel, *value.rest, _TUPLE, _BINPERSID]
 
 
 def _tensor(value: TensorRef) -> Parts:

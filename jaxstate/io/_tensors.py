@@ -78,7 +78,7 @@ class Tensors:
         if len(args) not in (7, 8) or not (isinstance(args[6], Global) and isinstance(args[0], Storage)):
             return None
         dtype = BY_TORCH.get(args[6].attribute) if args[6].module == "torch" else None
-        return dtype and self._tensor(dtype, args[:4], (*args, None)[7])
+        return dtype and self.tensor(dtype, args[:4], (*args, None)[7])
 
     def _from_type(self, args: tuple, budget: Budget):
         # A plain tensor takes this form when it carries attributes in Python; a subclass stays opaque.
@@ -89,9 +89,10 @@ class Tensors:
 
     def _typed(self, place: tuple, metadata: object):
         dtype = BY_STORAGE.get(place[0].kind.attribute) if isinstance(place[0], Storage) else None
-        return dtype and self._tensor(dtype, place, metadata)
+        return dtype and self.tensor(dtype, place, metadata)
 
-    def _tensor(self, dtype: Dtype, place: tuple, metadata: object) -> np.ndarray | Raw:
+    def tensor(self, dtype: Dtype, place: tuple, metadata: object = None) -> np.ndarray | Raw:
+        """The tensor at `place`: a Storage, and offset, shape and strides in elements."""
         storage, offset, size, stride = place
         _check_geometry(storage, dtype, offset, size, stride)
         self._check_expansion(storage, dtype, size)

@@ -24,6 +24,7 @@ _LOCAL = struct.Struct("<4s5H3L2H")
 STORED, DEFLATED = 0, 8
 _MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF
 _ENCRYPTED = 1
+_PIECE = 1 << 20
 
 
 class Entry(NamedTuple):
@@ -65,6 +66,10 @@ def content(data: np.ndarray, entry: Entry, limit: int) -> bytes:
     raw = bytes(data[entry.start : entry.start + entry.stored])
     if entry.method == DEFLATED:
         raw = _inflated(raw, entry)
+    elif entry.method != STORED:
+        raise FileError(
+            f"entry {entry.name!r} is compressed by method {entry.method}, which torch cannot read"
+        )
     if len(raw) != entry.size:
         raise FileError(f"entry {entry.name!r} announces {entry.size} bytes and holds {len(raw)}")
     return raw
@@ -78,10 +83,54 @@ def stored(data: np.ndarray, entry: Entry) -> np.ndarray:
     """
     if entry.method != STORED or entry.stored != entry.size:
         raise FileError(
-            f"entry {entry.name!r} is compressed; torch never compresses tensors. Load the file with "
-            "torch.load(path, mmap=False) and save it again"
+            f"entry {entry.name!r} is compressed where torch never compresses; unpack the file with unzip "
+            "and pack it with `zip -0`"
         )
     return data[entry.start : entry.start + entry.size]
+
+
+def verify(data: np.ndarray) -> None:
+    """Compare the CRC-32 of every entry with the one that the directory announces.
+
+    Raises:
+        FileError: the entries that differ, by name; or the archive was written without checksums.
+    """
+    found = [entry for entry in entries(data).values() if entry.size]
+    if found and not any(entry.crc for entry in found):
+        raise FileError(
+            "the archive was written without checksums (torch.serialization.set_crc32_options(False)), so "
+            "that nothing can be verified; load it with verify=False"
+        )
+    differing = [entry.name for entry in found if _crc(data, entry) != entry.crc]
+    if differing:
+        more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
+        raise FileError(
+            f"the bytes of {', '.join(differing[:8])}{more} are not those that were written: their checksum "
+            "(CRC-32) differs. Fetch the file again"
+        )
+
+
+def _crc(data: np.ndarray, entry: Entry) -> int | None:
+    """The checksum of the bytes that the entry holds, piece by piece; None for a method that is not read."""
+    raw = data.data[entry.start : entry.start + entry.stored]
+    pieces = (raw[at : at + _PIECE] for at in range(0, len(raw), _PIECE))
+    if entry.method == DEFLATED:
+        pieces = _inflated_pieces(pieces)
+    elif entry.method != STORED:
+        return None
+    crc = 0
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def _inflated_pieces(pieces: Iterable[memoryview]) -> Iterable[bytes]:
+    inflating = zlib.decompressobj(-zlib.MAX_WBITS)
+    for piece in pieces:
+        rest = piece
+        while len(rest):
+            yield inflating.decompress(rest, _PIECE)
+            rest = inflating.unconsumed_tail
 
 
 def _inflated(raw: bytes, entry: Entry) -> bytes:

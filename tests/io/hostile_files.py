@@ -1,6 +1,7 @@
 """Torch files put together by hand, so that any number in them can be a wrong one."""
 
 import io
+import pickle
 import struct
 import zipfile
 
@@ -32,12 +33,44 @@ def ints(values):
 
 
 def tensor(
-    offset=0, size=(2,), stride=(1,), numel=2, kind=b"torch\nFloatStorage", key="0", hooks=b"N", tail=b""
+    offset=0,
+    size=(2,),
+    stride=(1,),
+    numel=2,
+    kind=b"torch\nFloatStorage",
+    key="0",
+    hooks=b"N",
+    tail=b"",
+    view=b"",
 ):
     """The pickle of one tensor, with any numbers."""
-    pid = b"(" + text("storage") + b"c" + kind + b"\n" + text(key) + text("cpu") + number(numel) + b"tQ"
+    pid = (
+        b"(" + text("storage") + b"c" + kind + b"\n" + text(key) + text("cpu") + number(numel) + view + b"tQ"
+    )
     args = pid + number(offset) + ints(size) + ints(stride) + b"\x89" + hooks + tail
     return b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(" + args + b"tR."
+
+
+MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
+
+
+def stream(pkl, storages=(("0", 2, bytes(8)),), keys=None, version=1001, facts=b"}", tail=b""):
+    """A file as of before torch 1.6 with this pickle; of each storage its key, its count and its bytes."""
+    named = [key for key, _, _ in storages] if keys is None else keys
+    head = MAGIC + pickle.dumps(version, 2) + b"\x80\x02" + facts + b"."
+    raw = b"".join(struct.pack("<q", count) + content for _, count, content in storages)
+    return head + pkl + pickle.dumps(named, 2) + raw + tail
+
+
+def repacked(path, change):
+    """The archive with each entry's bytes as `change(name, bytes)` gives them; None leaves the entry out."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(file, "w") as out:
+        for info in archive.infolist():
+            content = change(info.filename.partition("/")[2], archive.read(info))
+            if content is not None:
+                out.writestr(info, content, info.compress_type)
+    return file.getvalue()
 
 
 def good():

@@ -5,11 +5,13 @@ import os
 import pickle
 import tarfile
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from flax.serialization import to_bytes
 
 from jaxstate.errors import FileError
 from jaxstate.io import load, save
@@ -30,10 +32,16 @@ def test_the_name_or_format_decides_what_is_written(tmp_path):
     assert heads[0] == heads[2] == b"PK" != heads[1]
 
 
-def _tar():
+def _tar(name):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as archive:
-        archive.addfile(tarfile.TarInfo("storages"))
+        archive.addfile(tarfile.TarInfo(name))
+    return file.getvalue()
+
+
+def _npz():
+    file = io.BytesIO()
+    np.savez(file, weight=np.ones(3), bias=np.zeros(2))
     return file.getvalue()
 
 
@@ -45,23 +53,34 @@ def _zip(*names):
     return file.getvalue()
 
 
-def _legacy():
-    file = io.BytesIO()
-    torch.save({"a": torch.ones(1)}, file, _use_new_zipfile_serialization=False)
-    return file.getvalue()
-
-
 OTHERS = {
-    "before 1.6.*torch.save": _legacy,
-    "tar archive": _tar,
-    "TorchScript": lambda: _zip("m/data.pkl", "m/constants.pkl", "m/version"),
-    "exported program": lambda: _zip("m/archive_format", "m/data/weights/w"),
+    "tar archive, as torch before 0.1.10.*weights_only=False": lambda: _tar("storages"),
+    "tar archive; unpack it": lambda: _tar("model_config.yaml"),
+    "TorchScript archive from before torch 1.4": lambda: _zip("m/model.json", "m/version", "m/tensors/0"),
+    "TorchScript archive for mobile": lambda: _zip("m/bytecode.pkl", "m/version", "m/data.pkl"),
+    "exported program is due.*holds none": lambda: _zip("m/archive_format", "m/data/weights/w"),
+    "exported program is due.*holds a, b": lambda: _zip(
+        "m/archive_format", "m/models/b.json", "m/models/a.json"
+    ),
     "torch.package": lambda: _zip("m/.data/extern_modules", "m/.data/version"),
     "'word/a.xml' stands outside": lambda: _zip("docs/a.xml", "word/a.xml"),
     "no entry 'version'": lambda: _zip("m/data.pkl"),
     "no entry 'data.pkl'": lambda: _zip("a/b/data.pkl", "a/b/version"),
     "empty zip": lambda: _zip(),
+    "numpy.savez": _npz,
+    "Keras model": lambda: _zip("metadata.json", "config.json", "model.weights.h5"),
+    "TorchServe": lambda: _zip("MAR-INF/MANIFEST.json", "model.pt"),
     "bare pickle": lambda: pickle.dumps({"a": 1}),
+    "joblib.load": lambda: b"\x80\x04\x95\x99\0\0\0\0\0\0\0\x8c\x13joblib.numpy_pickle\x94\x8c",
+    "joblib.dump may": lambda: zlib.compress(pickle.dumps({"a": 1})),
+    "flax.serialization.msgpack_restore": lambda: to_bytes({"params": {"w": np.ones(3)}, "step": 3}),
+    "ONNX model.*onnx.numpy_helper": lambda: b"\x08\x08\x12\x07pytorch\x1a\x062.13.0:\x0f",
+    "SavedModel of TensorFlow": lambda: b"\x08\x01\x12\xf6\x92\x01\n\x84\x01",
+    "index of a TensorFlow checkpoint": lambda: bytes(40) + bytes.fromhex("57fb808b247547db"),
+    "TensorFlow Lite": lambda: b"\x1c\0\0\0TFL3" + bytes(30),
+    "flatbuffer": lambda: b"\x1c\0\0\0PTMF" + bytes(30),
+    "GGML": lambda: b"tjgg" + bytes(30),
+    "lz4": lambda: b"\x04\x22\x4d\x18" + bytes(30),
     "HDF5": lambda: b"\x89HDF\r\n\x1a\n" + bytes(100),
     "GGUF": lambda: b"GGUF" + bytes(100),
     "numpy.load": lambda: b"\x93NUMPY" + bytes(100),
@@ -80,13 +99,6 @@ def test_other_formats_are_named(tmp_path, message):
     for mmap in (True, False):
         with pytest.raises(FileError, match=f"file.pt: .*{message}"):
             load(tmp_path / "file.pt", mmap=mmap)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_torchscript_as_torch_writes_it(tmp_path):
-    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "a.pt")
-    with pytest.raises(FileError, match="TorchScript.*state_dict"):
-        load(tmp_path / "a.pt")
 
 
 def test_paths_that_are_no_files(tmp_path):
