@@ -18,7 +18,8 @@ class Difference(NamedTuple):
 
     Attributes:
         count: how many elements differ. Two NaNs do not; 0.0 and -0.0 do not.
-        max_abs: the largest `|a - b|`; infinite where just one of the two is NaN or they are opposite infinities.
+        max_abs: the largest `|a - b|`; infinite where one of the two is NaN, or both are
+            infinite with opposite signs.
         max_rel: the largest `|a - b| / max(|a|, |b|)`, which lies between 0 and 2.
         max_ulps: the largest number of steps from one value to the other through the values that the dtype
             can hold; None where the dtypes differ or are no real floats.
@@ -78,9 +79,7 @@ def _piece_difference(x: np.ndarray, y: np.ndarray, start: int, shape: Any, ulps
 def _joined(a: Difference, b: Difference) -> Difference:
     further = b if b and (not a or b.max_abs > a.max_abs) else a
     ulps = None if a.max_ulps is None or b.max_ulps is None else max(a.max_ulps, b.max_ulps)
-    return Difference(
-        a.count + b.count, further.max_abs, max(a.max_rel, b.max_rel), ulps, further.where
-    )
+    return Difference(a.count + b.count, further.max_abs, max(a.max_rel, b.max_rel), ulps, further.where)
 
 
 def _wide(x: np.ndarray) -> np.ndarray:

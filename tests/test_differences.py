@@ -5,7 +5,8 @@ from fractions import Fraction
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from jaxstate import differences
@@ -63,7 +64,9 @@ def test_nans_infinities_and_zeros():
 
 def test_integers_of_64_bits_are_told_apart():
     a = np.array([2**62, -5], "int64")
-    assert difference(a, a + np.array([1, 0])) == Difference(1, 1.0, float(np.longdouble(1) / (2**62 + 1)), None, (0,))
+    assert difference(a, a + np.array([1, 0])) == Difference(
+        1, 1.0, float(np.longdouble(1) / (2**62 + 1)), None, (0,)
+    )
 
 
 @pytest.mark.parametrize("name", ["bool", "int4", "uint4", "complex64", "float8_e8m0fnu", "int8"])

@@ -16,6 +16,7 @@ ROOMS = (
     "template",
     "layout",
     "foreign",
+    "differences",
     "tree",
     "rule",
     "declared",
@@ -32,6 +33,7 @@ ROOMS = (
     "orbax",
     "display",
     "demo",
+    "commands",
     "__main__",
 )
 OPTIONAL = ("torch", "equinox", "haiku", "safetensors", "einops", "hypothesis", "pytest")
@@ -80,7 +82,7 @@ def test_only_one_file_imports_orbax():
 
 def test_the_library_and_the_demo_run_where_nothing_optional_is_installed(tmp_path):
     blocked = "".join(f"sys.modules[{name!r}] = None\n" for name in OPTIONAL)
-    command = f"from jaxstate.__main__ import main; sys.exit(main(['demo', '--out', {str(tmp_path)!r}]))"
+    command = f"from jaxstate.commands import main; sys.exit(main(['demo', '--out', {str(tmp_path)!r}]))"
     code = f"import sys\n{blocked}{command}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -8,7 +8,9 @@ from jaxstate.commands import _bind, _convert, _demo, _diff, _inspect
 from jaxstate.errors import JaxstateError
 
 COMMANDS = (_inspect, _convert, _diff, _bind, _demo)
-STATUS = "exit status: 0 done, and nothing differs; 1 something differs or does not fit; 2 it could not be done"
+STATUS = (
+    "exit status: 0 done, and nothing differs; 1 something differs or does not fit; 2 it could not be done"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

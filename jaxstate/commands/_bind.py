@@ -1,4 +1,4 @@
-"""`jaxstate bind --model module:factory PATH`: which leaf of a model each key of a file is, and what does not fit."""
+"""`jaxstate bind --model module:factory PATH`: a model's leaves by a file's keys, and what does not fit."""
 
 import argparse
 import json
@@ -33,9 +33,8 @@ def _run(parsed: argparse.Namespace) -> int:
 
 
 def _print(binding: Binding, comparison: Comparison) -> None:
-    screen = _screen.screen()
-    screen.print(_screen.rows_table(COLUMNS, binding.rows))
-    screen.print(str(comparison), markup=False, style="" if comparison else "red")
+    _screen.print_table(COLUMNS, binding.rows)
+    print(comparison)
 
 
 def _print_json(binding: Binding, comparison: Comparison) -> None:

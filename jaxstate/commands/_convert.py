@@ -41,7 +41,9 @@ def add_to(commands: Any) -> None:
     command.add_argument("--prefix", default="", help="put this before every key")
     command.add_argument("--strip-prefix", default="", metavar="PREFIX", help="take this from every key")
     command.add_argument("--max-shard-size", metavar="SIZE", help="of one safetensors file, such as 5GB")
-    command.add_argument("--memory", metavar="SIZE", help="refuse to hold more than this at once, such as 500MB")
+    command.add_argument(
+        "--memory", metavar="SIZE", help="refuse to hold more than this at once, such as 500MB"
+    )
     command.add_argument("--model", metavar="MODULE:FACTORY", help=f"write a JAX model with Orbax: {HELP}")
     command.set_defaults(command=_run)
 
@@ -49,7 +51,9 @@ def add_to(commands: Any) -> None:
 def _run(parsed: argparse.Namespace) -> int:
     content = _content(parsed)
     content = _renamed(content, parsed.strip_prefix, parsed.prefix)
-    content = recast(content, np.dtype(getattr(ml_dtypes, parsed.dtype, parsed.dtype))) if parsed.dtype else content
+    content = (
+        recast(content, np.dtype(getattr(ml_dtypes, parsed.dtype, parsed.dtype))) if parsed.dtype else content
+    )
     sizes = {path: value.nbytes for path, value in entries(content).items() if is_array(value)}
     _check_memory(sizes, parsed.memory)
     start = time.monotonic()
@@ -66,7 +70,9 @@ def _content(parsed: argparse.Namespace) -> Any:
         checkpoint = load_checkpoint(parsed.source)
         left = [place for kind, place, _ in checkpoint.rows if kind not in ("model", "wrappers")]
         if left:
-            print(f"taking the model; not what else is there: {', '.join(left)} (see --part)", file=sys.stderr)
+            print(
+                f"taking the model; not what else is there: {', '.join(left)} (see --part)", file=sys.stderr
+            )
         return part_of(checkpoint, "model")
     return opened(parsed.source, parsed.part).content
 

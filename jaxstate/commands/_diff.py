@@ -1,9 +1,9 @@
-"""`jaxstate diff A B`: what two checkpoints of any formats have in common, and how far their values are apart."""
+"""`jaxstate diff A B`: where two checkpoints, of any formats, differ, and how far their values are apart."""
 
 import argparse
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -44,7 +44,9 @@ def add_to(commands: Any) -> None:
     command.add_argument("a", metavar="A", help="a file or a folder")
     command.add_argument("b", metavar="B", help="another")
     command.add_argument("--part", help="compare only this part of both, such as model or optimizer")
-    command.add_argument("--keys", metavar="PATTERN", default="*", help="only these paths, such as 'encoder.*'")
+    command.add_argument(
+        "--keys", metavar="PATTERN", default="*", help="only these paths, such as 'encoder.*'"
+    )
     command.add_argument("--atol", type=float, default=0.0, help="values this far apart are the same")
     command.add_argument("--rtol", type=float, default=0.0, help="or this far, relative to the larger one")
     command.add_argument("--ulps", type=int, default=0, help="or this many units in the last place")
@@ -54,12 +56,16 @@ def add_to(commands: Any) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    sides = [_chosen(entries(opened(path, parsed.part).content), parsed.keys) for path in (parsed.a, parsed.b)]
+    sides = [
+        _chosen(entries(opened(path, parsed.part).content), parsed.keys) for path in (parsed.a, parsed.b)
+    ]
     total = sum(value.nbytes for value in sides[0].values() if isinstance(value, np.ndarray))
     with _screen.progress() as bar:
         task = bar.add_task("comparing", total=total)
-        lines = list(differing(*sides, _tolerance(parsed), parsed.ignore_dtype, lambda n: bar.advance(task, n)))
-    _print_json(parsed, sides, lines) if parsed.json else _print(parsed, sides, lines)
+        lines = list(
+            differing(*sides, _tolerance(parsed), parsed.ignore_dtype, lambda n: bar.advance(task, n))
+        )
+    _print_json(parsed, sides, lines) if parsed.json else _print(sides, lines)
     return 1 if lines else 0
 
 
@@ -131,22 +137,27 @@ def _say(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if is_array(value) else repr(value)[:60]
 
 
-def _print(parsed: argparse.Namespace, sides: Any, lines: list[Line]) -> None:
-    screen = _screen.screen()
+def _print(sides: Any, lines: list[Line]) -> None:
     rows = [(line.path, line.what, *_cells(line.values)) for line in lines]
     if rows:
-        screen.print(_screen.rows_table(HEAD, rows, numbers=HEAD[2:5]))
+        _screen.print_table(HEAD, rows, numbers=HEAD[2:5])
     common = len(sides[0].keys() & sides[1].keys())
-    screen.print(f"{len(lines)} of {len(sides[0].keys() | sides[1].keys())} differ, {common} are in both")
+    print(f"{len(lines)} of {len(sides[0].keys() | sides[1].keys())} differ, {common} are in both")
 
 
 def _cells(values: Difference | None) -> tuple[str, ...]:
     if values is None:
         return ("", "", "", "")
     ulps = "" if values.max_ulps is None else str(values.max_ulps)
-    return f"{values.max_abs:.3g}", f"{values.max_rel:.3g}", ulps, str(values.where or "")
+    return f"{values.max_abs:.3g}", f"{values.max_rel:.3g}", ulps, str(values.where) if values else ""
 
 
 def _print_json(parsed: argparse.Namespace, sides: Any, lines: list[Line]) -> None:
-    found = [{**asdict(line), "values": line.values and line.values._asdict()} for line in lines]
+    found = [{"path": line.path, "what": line.what, **_numbers(line.values)} for line in lines]
     print(json.dumps({"a": parsed.a, "b": parsed.b, "same": not lines, "differing": found}, indent=1))
+
+
+def _numbers(values: Difference | None) -> dict[str, Any]:
+    """The figures; JSON has no infinity, so that it stands there as text."""
+    figures = values._asdict() if values is not None else {}
+    return {name: str(v) if v in (float("inf"),) else v for name, v in figures.items()}

@@ -46,5 +46,7 @@ def _children(obj: Any) -> Iterator[tuple[Any, Any]]:
     elif isinstance(obj, Opaque):
         yield "<call>", obj.name
         yield from enumerate(obj.args)
-        yield from {"<state>": obj.state, "<elements>": obj.elements}.items() if obj.state or obj.elements else ()
+        yield from (
+            {"<state>": obj.state, "<elements>": obj.elements}.items() if obj.state or obj.elements else ()
+        )
         yield from obj.items

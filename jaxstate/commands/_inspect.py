@@ -1,7 +1,8 @@
-"""`jaxstate inspect PATH`: what a file or folder is, who wrote it, and all that it holds. No byte of it is run."""
+"""`jaxstate inspect PATH`: what a file or folder is, who wrote it, and all that it holds; nothing in it is run."""
 
 import argparse
 import json
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -98,7 +99,9 @@ def _arrays(found: Mapping[str, Any]) -> Iterator[Array]:
     for path, array in found.items():
         if is_array(array):
             owner = first.setdefault(_memory(array, path), path)
-            yield Array(path, tuple(array.shape), str(array.dtype), _nbytes(array), owner if owner != path else None)
+            yield Array(
+                path, tuple(array.shape), str(array.dtype), _nbytes(array), owner if owner != path else None
+            )
 
 
 def _memory(array: Any, path: str) -> Any:
@@ -136,19 +139,21 @@ def _short(value: Any) -> str:
 
 
 def _print(found: Inspection) -> None:
-    screen = _screen.screen()
     total = f"{len(found.arrays)} arrays, {_screen.size(found.nbytes)}"
-    facts = [("path", found.path), ("format", found.format), ("tool", found.tool or "not known"), ("total", total)]
-    screen.print(_screen.rows_table(("", ""), facts))
-    rows = [
-        (a.path, str(a.shape), a.dtype, _screen.size(a.nbytes), a.tied_to or "") for a in found.arrays
-    ]
-    screen.print("", _screen.rows_table(HEAD, rows, numbers=("size",)))
+    print(f"{found.path}: {found.format}, {total}")
+    print(f"written by {found.tool}\n" if found.tool else "which tool wrote it is not known\n")
+    rows = [(a.path, str(a.shape), a.dtype, _screen.size(a.nbytes), a.tied_to or "") for a in found.arrays]
+    _screen.print_table(HEAD, rows, numbers=("size",))
     for group in found.groups:
         options = ", ".join(f"{name} {value}" for name, value in group.options.items())
-        screen.print(f"\n{group.path}: {group.parameters} parameters, {options}", markup=False)
+        print(f"\n{group.path}: {group.parameters} parameters, {options}")
     if found.values:
-        shown = list(found.values.items()) if not screen.is_terminal else list(found.values.items())[:MANY]
-        screen.print("", _screen.rows_table(("path", "value"), shown))
-    if len(found.values) > MANY and screen.is_terminal:
-        screen.print(f"and {len(found.values) - MANY} more values; --json lists all")
+        _print_values(list(found.values.items()))
+
+
+def _print_values(values: list[tuple[str, str]]) -> None:
+    shown = values[:MANY] if sys.stdout.isatty() else values
+    print()
+    _screen.print_table(("path", "value"), shown)
+    if len(values) > len(shown):
+        print(f"and {len(values) - len(shown)} more; --json and a pipe list all")

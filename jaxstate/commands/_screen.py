@@ -5,27 +5,33 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.table import Table
 
-PIPE = 1 << 16  # columns: what goes to another program is never folded or cut
+from jaxstate.table import table
 
 Rows = Sequence[Sequence[str]]
 
 
-def screen() -> Console:
-    """Where results go: as wide as the terminal is; in a pipe as wide as the lines are."""
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=PIPE)
-
-
-def rows_table(head: Sequence[str], rows: Rows, title: str | None = None, numbers: Sequence[str] = ()) -> Table:
-    """Rows under a head, without a frame; a cell that is too long for the terminal is folded, never cut."""
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+def print_table(head: Sequence[str], rows: Rows, numbers: Sequence[str] = ()) -> None:
+    """Rows under a head: folded where the terminal is too narrow, never cut; in a pipe as wide as they are."""
+    if not sys.stdout.isatty():
+        print(table(head, rows))
+        return
+    drawn = Table(box=None, pad_edge=False)
     for name in head:
-        table.add_column(name, overflow="fold", justify="right" if name in numbers else "left", header_style="dim")
+        justify = "right" if name in numbers else "left"
+        drawn.add_column(name, overflow="fold", justify=justify, header_style="dim")
     for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
+        drawn.add_row(*(escape(cell) for cell in row))
+    Console(highlight=False).print(drawn)
 
 
 def progress() -> Progress:

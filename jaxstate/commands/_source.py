@@ -7,6 +7,12 @@ from jaxstate import io
 from jaxstate.containers import Checkpoint, load_checkpoint
 from jaxstate.errors import CheckpointError, FileError, quoted
 
+FORMATS = {
+    "torch": "torch's zip archive",
+    "legacy": "torch's stream from before 1.6",
+    "safetensors": "safetensors",
+    "folder": "a folder",
+}
 PARTS = ("model", "ema", "scaler", "optimizer", "scheduler")
 PART = "a part of the checkpoint: " + ", ".join(PARTS) + ", or a place that `jaxstate inspect` lists"
 
@@ -36,13 +42,17 @@ def opened(path: str, part: str | None = None) -> Opened:
     """
     if part is not None:
         checkpoint = load_checkpoint(path)
-        return Opened(path, io.format_of(path), str(checkpoint.tool), part_of(checkpoint, part))
+        return Opened(path, _format(path), str(checkpoint.tool), part_of(checkpoint, part))
     try:
         checkpoint = load_checkpoint(path)
     except CheckpointError:  # several parts could be the model: the whole is shown as it is
-        return Opened(path, io.format_of(path), None, io.load(path))
+        return Opened(path, _format(path), None, io.load(path))
     content = by_place(checkpoint) if os.path.isdir(path) else io.load(path)
-    return Opened(path, io.format_of(path), str(checkpoint.tool), content)
+    return Opened(path, _format(path), str(checkpoint.tool), content)
+
+
+def _format(path: str) -> str:
+    return FORMATS[io.format_of(path)]
 
 
 def part_of(checkpoint: Checkpoint, part: str) -> Any:

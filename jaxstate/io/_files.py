@@ -76,6 +76,24 @@ def _loaded(name: str, mmap: bool, verify: bool):
     return _READERS[format](data)
 
 
+def format_of(path: str | os.PathLike[str]) -> str:
+    """Which format a file has, by its first bytes: "pt", "legacy" or "safetensors"; "folder" of a folder.
+
+    Raises:
+        FileError: missing, or of another format.
+    """
+    name = path_name(path)
+    try:
+        if os.path.isdir(name):
+            return "folder"
+        format, what = recognise(file_bytes(name, True))
+        if format is None:
+            raise FileError(what)
+        return format
+    except FileError as error:
+        raise FileError(f"{name}: {error}") from error
+
+
 def save(obj, path: str | os.PathLike[str], *, format: str | None = None) -> None:
     """Write what torch.save(obj, path) would, such that torch.load(path, weights_only=True) reads it.
 
