@@ -1,4 +1,4 @@
-"""`jaxstate inspect PATH`: what a file or folder is, who wrote it, and all that it holds; nothing in it is run."""
+"""`jaxstate inspect PATH`: what a file or folder is, who wrote it, and all that it holds; nothing is run."""
 
 import argparse
 import json

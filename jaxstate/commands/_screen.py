@@ -21,7 +21,7 @@ Rows = Sequence[Sequence[str]]
 
 
 def print_table(head: Sequence[str], rows: Rows, numbers: Sequence[str] = ()) -> None:
-    """Rows under a head: folded where the terminal is too narrow, never cut; in a pipe as wide as they are."""
+    """Rows under a head: folded where the terminal is too narrow, never cut; in a pipe as wide as it is."""
     if not sys.stdout.isatty():
         print(table(head, rows))
         return
