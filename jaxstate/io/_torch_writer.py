@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxstate.errors import FileError
 
-from ._arrays import Leaf, leaf, plain
+from ._arrays import Leaf, at, leaf, plain
 from ._dtypes import BY_TORCH, storage_itemsize
 from ._machine import is_plain_key
 from ._pickle_writer import MAX_INT_BYTES, StorageRef, TensorRef, dump
@@ -48,20 +48,20 @@ _CONSTANTS = frozenset(
 )
 
 
-def prepare(obj: object) -> "Archive":
-    """The archive that holds the object, checked as a whole.
+def prepare(obj: object, name: str = "obj") -> "Archive":
+    """The archive that holds the object, checked as a whole; `name` is what errors call it.
 
     Raises:
         FileError: something in the object that weights_only would refuse to read, with the path to it.
     """
     leaves: dict[int, tuple[object, Leaf]] = {}
-    for value, path in walk(obj):
+    for value, path in walk(obj, name):
         try:
             found = _checked(value)
         except FileError as error:
-            raise FileError(f"{spell(path)}: {error}") from error
+            raise FileError(f"{spell(path, name)}: {error}") from error
         if found is not None:
-            leaves.setdefault(id(value), (value, found))
+            leaves.setdefault(id(value), (value, at(found, spell(path, name))))
     return Archive(obj, leaves)
 
 
