@@ -25,4 +25,5 @@ from jaxstate.errors import StateDictError as StateDictError
 from jaxstate.io import load as load
 from jaxstate.io import save as save
 from jaxstate.layout import Layout as Layout
+from jaxstate.lazy import LazyArray as LazyArray
 from jaxstate.rule import Rule as Rule

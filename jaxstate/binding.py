@@ -16,6 +16,7 @@ from typing import Any
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
 from jaxstate.errors import BindingError, Mismatch, StateDictError, near_names, quoted, size_mismatch
 from jaxstate.foreign import without_tensors
+from jaxstate.lazy import Made
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
 from jaxstate.spectral import Spectral
@@ -142,7 +143,7 @@ class Binding:
 
     def each_leaf(self, state_dict: Arrays) -> Iterator[tuple[str, Any]]:
         """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory."""
-        arrays = self._untied(state_dict)
+        arrays = Made(self._untied(state_dict))
         for rule in self.rules:
             yield from rule.leaves(arrays).items()
 
@@ -312,7 +313,7 @@ class Binding:
 
     def _refused(self, state_dict: Arrays, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
         fitting = {key: array for key, array in state_dict.items() if found[key] == shapes.get(key)}
-        return [sentence for rule in self.rules for sentence in rule.refused_arrays(fitting)]
+        return [sentence for rule in self.rules for sentence in rule.refused_arrays(Made(fitting))]
 
     def _check_leaves(self, leaves: Arrays) -> None:
         claimed = set(self.paths)

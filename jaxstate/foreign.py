@@ -8,6 +8,8 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from jaxstate.lazy import LazyArray
+
 _NO_NUMPY = {"torch.bfloat16": ("int16", ml_dtypes.bfloat16)} | {
     f"torch.{name}": ("uint8", getattr(ml_dtypes, name))
     for name in ("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu")
@@ -39,7 +41,7 @@ def as_array(value: Any) -> np.ndarray | None:
     True
     """
     torch = sys.modules.get("torch")
-    kinds = (np.ndarray, np.generic, jax.Array, *([torch.Tensor] if torch else []))
+    kinds = (np.ndarray, np.generic, jax.Array, LazyArray, *([torch.Tensor] if torch else []))
     return as_numpy(value) if isinstance(value, kinds) else None
 
 

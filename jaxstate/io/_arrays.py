@@ -1,11 +1,14 @@
 """Whatever holds numbers, seen as one thing on its way into a file: numpy, JAX, torch, or bytes kept raw.
 
+Anything else with `shape`, `dtype` and `__array__` is a lazy array (`jaxstate/lazy.py`): its values are asked
+for once, when they are written, and dropped. So are those of arrays on an accelerator.
+
 JAX and torch are never imported here: an object of theirs can only exist where they are loaded already.
 """
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -49,6 +52,18 @@ def leaf(value: object) -> Leaf | None:
     if _is_a(value, "jax", "Array"):
         return _from_jax(value)
     return _from_protocol(value) if _has_protocol(value) else None
+
+
+def at(found: Leaf, place: str) -> Leaf:
+    """The same leaf, whose fetching names the place in the object when it fails."""
+    return found if found.memory is not None else replace(found, fetch=lambda: _fetched_at(found, place))
+
+
+def _fetched_at(found: Leaf, place: str) -> np.ndarray:
+    try:
+        return found.fetch()
+    except FileError as error:
+        raise FileError(f"{place}: {error}") from error
 
 
 def plain(value: object) -> object:
@@ -134,15 +149,40 @@ def _from_jax(array) -> Leaf:
         raise FileError("an array that was deleted or donated")
     if not array.is_fully_addressable:
         raise FileError("an array with parts on other hosts; gather it first")
-    return Leaf(_row(array.dtype), array.shape, lambda: np.asarray(array))
+    return Leaf(_row(array.dtype), array.shape, lambda: np.asarray(_unkept(array)))
+
+
+def _unkept(array):
+    """The same buffers as another array: one that was read keeps its copy in host memory."""
+    parts = [shard.data for shard in array.addressable_shards]
+    return sys.modules["jax"].make_array_from_single_device_arrays(array.shape, array.sharding, parts)
 
 
 def _from_protocol(value) -> Leaf:
+    if isinstance(getattr(value, "shape", None), tuple) and isinstance(
+        getattr(value, "dtype", None), np.dtype
+    ):
+        row = _row(value.dtype)
+        return Leaf(row, value.shape, lambda: _made(value, row))
+    array = _read(value)
+    return Leaf(_row(array.dtype), array.shape, lambda: array)
+
+
+def _made(value, row: Dtype) -> np.ndarray:
+    array = _read(value)
+    if array.shape != value.shape or array.dtype != value.dtype:
+        raise FileError(
+            f"a {type(value).__name__} announced shape {value.shape} and dtype {value.dtype}, and gave "
+            f"shape {array.shape} and dtype {array.dtype}"
+        )
+    return array.astype(row.memory, copy=False)
+
+
+def _read(value) -> np.ndarray:
     try:
-        array = np.asarray(value)
+        return np.asarray(value)
     except Exception as error:
         raise FileError(f"a {type(value).__name__} that numpy cannot read: {error}") from error
-    return Leaf(_row(array.dtype), array.shape, lambda: array)
 
 
 def _from_torch(tensor) -> Leaf:

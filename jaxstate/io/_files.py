@@ -1,16 +1,21 @@
 """The door of `io`: `load` and `save`, which choose a format and name the file in every error."""
 
 import os
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
 from jaxstate.errors import FileError
 
 from . import (
+    _dcp_writer,
+    _folders,
+    _index,
     _legacy_reader,
     _legacy_writer,
     _safetensors_reader,
     _safetensors_writer,
+    _shards,
     _torch_writer,
     _torch_zip,
     _zip,
@@ -36,7 +41,9 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = Fals
 
     Args:
         path: a file that `torch.save` (of any torch since 0.1.10), `torch.jit.save`, `torch.export.save` or
-            safetensors wrote; its content decides which, not its name.
+            safetensors wrote; its content decides which, not its name. Or the `*.index.json` of a checkpoint
+            in several such files, or a folder: of Hugging Face, in which `model.safetensors` counts before
+            its index, and either before `pytorch_model.bin`; or of `torch.distributed.checkpoint`.
         mmap: view the file as it lies on disk; nothing is read before it is used. False reads it at once.
         verify: read all of it once and compare the checksums that archives have. The other formats have none:
             their sizes are compared in any case.
@@ -45,10 +52,13 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = Fals
         The object in the file. Tensors that share memory in torch share it here. Of TorchScript and of
         torch.export, the state_dict; of safetensors, a dict in the order of the header. What has no
         counterpart in Python or numpy is an inert record: `Opaque`, `Global`, `Raw`, `Storage`; of a module
-        or an optimizer that was pickled whole, `jaxstate.io.state_dict_of` makes its state_dict.
+        or an optimizer that was pickled whole, `jaxstate.io.state_dict_of` makes its state_dict. Several
+        files with an index give one dict in the order of the index. Of `torch.distributed.checkpoint`, the
+        nested object; a tensor in several chunks is a `jaxstate.LazyArray`, of which an index reads no more
+        than it asks for.
 
     Raises:
-        FileError: missing, damaged, hostile, or of another format.
+        FileError: missing, damaged, hostile, or of another format; files that do not fit their index.
 
     >>> import numpy as np, tempfile, os
     >>> path = os.path.join(tempfile.mkdtemp(), "net.pt")
@@ -65,8 +75,13 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = Fals
 
 
 def _loaded(name: str, mmap: bool, verify: bool):
+    read_file = partial(_loaded_file, mmap=mmap, verify=verify)
     if os.path.isdir(name):
-        raise FileError(f"a folder; load one of the files in it: {_listing(name)}")
+        return _folders.read(name, read_file, mmap)
+    return _index.read(name, read_file) if name.endswith(_index.SUFFIX) else read_file(name)
+
+
+def _loaded_file(name: str, mmap: bool, verify: bool):
     data = file_bytes(name, mmap)
     format, what = recognise(data)
     if format is None:
@@ -94,35 +109,61 @@ def format_of(path: str | os.PathLike[str]) -> str:
         raise FileError(f"{name}: {error}") from error
 
 
-def save(obj, path: str | os.PathLike[str], *, format: str | None = None) -> None:
+def save(
+    obj,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    max_shard_size: int | str | None = None,
+) -> None:
     """Write what torch.save(obj, path) would, such that torch.load(path, weights_only=True) reads it.
 
     Args:
-        obj: dicts, lists, tuples, numbers and text, with arrays of numpy, JAX or torch in them. It is not
-            changed. Arrays that overlap in memory are one storage in the file, as tied weights are in torch;
-            JAX arrays are values and never share one.
+        obj: dicts, lists, tuples, numbers and text, with arrays of numpy, JAX or torch in them, or with
+            anything that has `shape`, `dtype` and `__array__`, such as `jaxstate.LazyArray`: it is made when
+            it is written, and one at a time is in memory. The object is not changed. Arrays that overlap in
+            memory are one storage in the file, as tied weights are in torch; JAX arrays are values and never
+            share one.
         path: where to. What stands there is replaced at once when all is written, and stays whole if not.
-        format: "pt", "safetensors", or "legacy" for a torch before 1.6; by default safetensors where the name
-            ends so, and "pt" elsewhere. A safetensors file holds a flat dict of arrays.
+        format: "pt", "safetensors", "dcp", or "legacy" for a torch before 1.6; by default safetensors where
+            the name ends so or `max_shard_size` is given, and "pt" elsewhere. A safetensors file holds a flat
+            dict of arrays. "dcp" is a folder of `torch.distributed.checkpoint`: nested dicts and lists with
+            text as keys, without the `_metadata` of a state_dict. An optimizer's ids pass, and its names
+            (`optim.state_dict(..., keys="fqn")`), which torch's `set_optimizer_state_dict` asks for.
+        max_shard_size: makes `path` a folder as Hugging Face writes it: `model.safetensors`, or, where a file
+            would be larger than this, several and an index. Bytes, or text such as "5GB" or "500MiB".
 
     Raises:
-        FileError: something in `obj` that weights_only or safetensors cannot read back, with the path to it
+        FileError: something in `obj` that weights_only or the format cannot read back, with the path to it
             and before a byte is written; or the file cannot be written.
 
     >>> import numpy as np, tempfile, os
-    >>> path = os.path.join(tempfile.mkdtemp(), "net.safetensors")
-    >>> save({"weight": np.eye(2)}, path)
-    >>> load(path)["weight"].tolist() == np.eye(2).tolist()
+    >>> folder = tempfile.mkdtemp()
+    >>> save({"weight": np.eye(2), "bias": np.ones(2)}, folder, max_shard_size=32)
+    >>> sorted(os.listdir(folder))[1:]
+    ['model-00002-of-00002.safetensors', 'model.safetensors.index.json']
+    >>> load(folder)["weight"].tolist() == np.eye(2).tolist()
     True
     """
     name = path_name(path)
-    prepare = _WRITERS.get(format or _format(name))
-    if prepare is None:
-        raise FileError(f'format must be "pt", "legacy" or "safetensors", not {format!r}')
     try:
-        _write(prepare(obj), name)
+        _saver(format, name, max_shard_size)(obj, name)
     except FileError as error:
         raise FileError(f"{name}: {error}") from error
+
+
+def _saver(format: str | None, name: str, max_shard_size: int | str | None):
+    """What writes an object under a name."""
+    if max_shard_size is not None:
+        if format not in (None, "safetensors"):
+            raise FileError(f'max_shard_size is for safetensors, not for format="{format}"')
+        return partial(_shards.save, max_shard_size=max_shard_size)
+    if format == "dcp":
+        return _dcp_writer.save
+    prepare = _WRITERS.get(format or _format(name))
+    if prepare is None:
+        raise FileError(f'format must be "pt", "legacy", "safetensors" or "dcp", not {format!r}')
+    return lambda obj, name: _write(prepare(obj), name)
 
 
 def _format(name: str) -> str:
@@ -137,11 +178,6 @@ def _write(
             archive.write(file)
     except OSError as error:
         raise FileError(f"cannot be written: {error.strerror or error}") from error
-
-
-def _listing(folder: str) -> str:
-    names = sorted(os.listdir(folder))
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 
 
 def path_name(path: str | os.PathLike[str]) -> str:

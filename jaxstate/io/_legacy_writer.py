@@ -35,7 +35,7 @@ def prepare(obj: object) -> "Stream":
     """
     if sys.byteorder != "little":
         raise FileError('this format is written on little-endian machines only; use format="pt"')
-    return Stream(pickled(obj, _check_class, _NO_VIEW))
+    return Stream(pickled(obj, _check_class, rest=_NO_VIEW))
 
 
 def _check_class(value: object, found: Leaf | None) -> None:

@@ -171,7 +171,8 @@ def _global(value: Global) -> Parts:
 
 
 def _opaque(value: Opaque) -> Parts:
-    return [value.function, value.args, _REDUCE, _Put(value)]
+    state = [] if value.state is None else [value.state, _BUILD]
+    return [value.function, value.args, _REDUCE, _Put(value), *state]
 
 
 def _storage(value: StorageRef) -> Parts:

@@ -4,7 +4,6 @@ The format is https://huggingface.co/docs/safetensors/index#format; the checks a
 implementation (`safetensors/src/tensor.rs`), and beyond these a key that stands twice is refused.
 """
 
-import json
 import struct
 from collections import OrderedDict
 from math import prod
@@ -15,6 +14,7 @@ import numpy as np
 from jaxstate.errors import FileError
 
 from ._dtypes import BY_SAFETENSORS, PACKED_BITS
+from ._json import parsed
 from ._recognise import MAX_HEADER
 from ._records import Raw
 
@@ -54,26 +54,9 @@ def _header(data: np.ndarray) -> tuple[dict, int]:
 
 
 def _parsed(text: bytes) -> dict:
-    try:
-        header = json.loads(
-            text.decode(), object_pairs_hook=_unique, parse_constant=_refused, parse_float=_refused
-        )
-    except (ValueError, RecursionError) as error:
-        raise FileError(f"the header is not proper JSON: {str(error)[:200]}") from error
-    if type(header) is not dict or text[:1] != b"{":
+    if text[:1] != b"{":
         raise FileError("the header is not a JSON object")
-    return header
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise FileError("the header has a key twice; readers disagree which counts")
-    return result
-
-
-def _refused(text: str) -> None:
-    raise FileError(f"the header has the number {text[:40]}, and only whole numbers are due")
+    return parsed(text, "the header")
 
 
 def _metadata(value: object) -> dict[str, str]:

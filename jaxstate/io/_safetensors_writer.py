@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxstate.errors import FileError
 
-from ._arrays import Leaf, leaf
+from ._arrays import Leaf, at, leaf
 from ._recognise import MAX_HEADER
 from ._safetensors_reader import METADATA
 from ._storages import alone, flat_bytes
@@ -30,19 +30,24 @@ def prepare(obj: object) -> "Archive":
     Raises:
         FileError: not a flat dict of arrays, or a dtype that the format lacks.
     """
+    return Archive(*checked(obj))
+
+
+def checked(obj: object) -> tuple[dict[str, Leaf], dict[str, str]]:
+    """The arrays of a flat dict and its `__metadata__`; raises as `prepare` does."""
     if not isinstance(obj, dict):
         raise FileError(f"safetensors holds a dict of arrays, not a {type(obj).__name__}; {_HINT}")
-    leaves = {key: _checked(key, value) for key, value in obj.items()}
+    leaves = {key: _leaf(key, value) for key, value in obj.items()}
     metadata = getattr(obj, METADATA, _DEFAULT_METADATA)
     if type(metadata) is not dict or not all(type(t) is str for item in metadata.items() for t in item):
         raise FileError(f"obj.{METADATA} is not a map from text to text")
-    return Archive(leaves, metadata)
+    return leaves, metadata
 
 
 _HINT = 'save it as torch does, with a name in .pt or with format="pt"'
 
 
-def _checked(key: object, value: object) -> Leaf:
+def _leaf(key: object, value: object) -> Leaf:
     if type(key) is not str or key == METADATA or not _encodes(key):
         raise FileError(f"obj[{str(key)[:200]!r}]: a key that safetensors cannot hold; {_HINT}")
     try:
@@ -54,7 +59,7 @@ def _checked(key: object, value: object) -> Leaf:
         raise FileError(f'obj["{key}"]: a {type(value).__name__}, and safetensors holds arrays only; {_HINT}')
     if found.dtype.safetensors is None:
         raise FileError(f'obj["{key}"]: safetensors has no dtype {found.dtype.torch}; {_HINT}')
-    return found
+    return at(found, f'obj["{key}"]')
 
 
 def _encodes(key: str) -> bool:
@@ -76,8 +81,13 @@ class Archive:
         """Write the header and the arrays; one tensor at a time is in memory."""
         file.write(self._header)
         for _, found in self._ordered:
-            for piece in pieces(flat_bytes(found).data):
-                file.write(piece)
+            _write(file, found)
+
+
+def _write(file: BinaryIO, found: Leaf) -> None:
+    # A function of its own, so that nothing holds this tensor while the next is made.
+    for piece in pieces(flat_bytes(found).data):
+        file.write(piece)
 
 
 def _offsets(ordered: list[tuple[str, Leaf]]) -> dict[str, tuple[int, int]]:

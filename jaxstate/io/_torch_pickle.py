@@ -10,7 +10,7 @@ import numpy as np
 
 from jaxstate.errors import FileError
 
-from ._arrays import Leaf, leaf, plain
+from ._arrays import Leaf, at, leaf, plain
 from ._dtypes import BY_TORCH, storage_itemsize
 from ._machine import is_plain_key
 from ._pickle_writer import MAX_INT_BYTES, StorageRef, TensorRef, dump
@@ -48,27 +48,30 @@ _CONSTANTS = frozenset(
 Leaves = Mapping[int, tuple[object, Leaf]]
 
 
-def pickled(obj: object, check: Callable[[object, Leaf | None], None], rest: tuple = ()) -> "Pickled":
+def pickled(
+    obj: object, check: Callable[[object, Leaf | None], None], name: str = "obj", rest: tuple = ()
+) -> "Pickled":
     """The pickle of the object, checked as a whole.
 
     Args:
         obj: the object.
         check: refuses, by a FileError, what the format around the pickle cannot hold: called with each value
             and the array that it is.
+        name: what errors call the object.
         rest: what the persistent id of a storage says beyond the number of its elements.
 
     Raises:
         FileError: something in the object that weights_only would refuse to read, with the path to it.
     """
     leaves: dict[int, tuple[object, Leaf]] = {}
-    for value, path in walk(obj):
+    for value, path in walk(obj, name):
         try:
             found = _checked(value)
             check(value, found)
         except FileError as error:
-            raise FileError(f"{spell(path)}: {error}") from error
+            raise FileError(f"{spell(path, name)}: {error}") from error
         if found is not None:
-            leaves.setdefault(id(value), (value, found))
+            leaves.setdefault(id(value), (value, at(found, spell(path, name))))
     return Pickled(obj, leaves, rest)
 
 

@@ -10,13 +10,13 @@ ROOT = "archive"
 """torch uses the stem of the file's name; the same name for all files makes equal content equal bytes."""
 
 
-def prepare(obj: object) -> "Archive":
-    """The archive that holds the object, checked as a whole.
+def prepare(obj: object, name: str = "obj") -> "Archive":
+    """The archive that holds the object, checked as a whole; `name` is what errors call it.
 
     Raises:
         FileError: something in the object that weights_only would refuse to read, with the path to it.
     """
-    return Archive(pickled(obj, lambda value, found: None))
+    return Archive(pickled(obj, lambda value, found: None, name))
 
 
 class Archive(NamedTuple):

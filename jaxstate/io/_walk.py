@@ -63,6 +63,18 @@ def spell(path: Path, root: str = "obj") -> str:
     return root + "".join(reversed(steps))
 
 
+def linked(steps: Iterable[object]) -> Path:
+    """Steps from the root as a path.
+
+    >>> spell(linked(["optimizer", "params", 0]))
+    'obj["optimizer"]["params"][0]'
+    """
+    path = None
+    for step in steps:
+        path = (step, path)
+    return path
+
+
 def _spell_step(step: object) -> str:
     if isinstance(step, Field):
         return step

@@ -29,22 +29,23 @@ class _Written(NamedTuple):
 
 
 class ZipWriter:
-    """An archive in the making, on a file that can seek."""
+    """An archive in the making, on a file that can seek; it starts where the file stands."""
 
     def __init__(self, file: BinaryIO):
-        self._file = file
+        self._file, self._start = file, file.tell()
         self._written: list[_Written] = []
 
     def add(self, name: str, content: memoryview) -> None:
         """Write one entry; its bytes are read from memory once, and from the cache the second time."""
-        offset, size, raw = self._file.tell(), content.nbytes, name.encode()
+        place, size, raw = self._file.tell(), content.nbytes, name.encode()
+        offset = place - self._start
         crc = zlib.crc32(content) if size <= _PIECE else 0
         self._file.write(_local_header(raw, crc, size, offset))
         if size <= _PIECE:
             self._file.write(content)
         else:
             crc = self._stream(content)
-            self._patch(offset + _CRC_AT, struct.pack("<L", crc))
+            self._patch(place + _CRC_AT, struct.pack("<L", crc))
         self._written.append(_Written(raw, crc, size, offset))
 
     def _stream(self, content: memoryview) -> int:
@@ -56,10 +57,10 @@ class ZipWriter:
 
     def finish(self) -> None:
         """Write the directory; without it, there is no archive."""
-        start = self._file.tell()
+        start = self._file.tell() - self._start
         for entry in self._written:
             self._file.write(_central_header(entry))
-        self._file.write(_end(len(self._written), start, self._file.tell()))
+        self._file.write(_end(len(self._written), start, self._file.tell() - self._start))
 
     def _patch(self, position: int, content: bytes) -> None:
         end = self._file.tell()

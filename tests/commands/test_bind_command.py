@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from command_line import jaxstate, saved, training  # noqa: F401
 
 NETS = """
 import jax

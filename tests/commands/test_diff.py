@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import torch
+from command_line import jaxstate, saved, training  # noqa: F401
 
 from jaxstate.commands._diff import differing
 

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import torch
+from command_line import jaxstate, saved, training  # noqa: F401
 
 
 def test_every_array_is_listed_as_torch_has_it(jaxstate, saved, training):

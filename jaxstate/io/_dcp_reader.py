@@ -1,0 +1,148 @@
+"""Reads a folder of `torch.distributed.checkpoint`: tensors in chunks, in one file for each rank.
+
+Each chunk, and each value that is no tensor, is a whole torch file inside of a `.distcp` file; `.metadata`
+says where (`torch/distributed/checkpoint/filesystem.py`). A tensor in one chunk is a view of its file. One in
+several is put together when it is asked for, and only from the chunks that the asked-for part meets.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from jaxstate.errors import FileError
+from jaxstate.lazy import LazyArray
+
+from . import _torch_reader, _zip
+from ._archive import opened
+from ._dcp_metadata import Contents, Piece, Span, Tensor, parse
+from ._dtypes import Dtype
+from ._mapping import file_bytes
+from ._members import member
+from ._nesting import nested
+from ._records import Raw
+from ._tiling import Chunk, assembled, check_tiling
+
+METADATA = ".metadata"
+
+
+def read(folder: str, mapped: bool) -> dict:
+    """The object that was saved, nested as it was, with arrays in the place of tensors.
+
+    Args:
+        mapped: whether to view the files as they lie on disk; otherwise they are read at once.
+
+    Raises:
+        FileError: damaged or hostile; or files that are not those that `.metadata` describes.
+    """
+    contents = contents_of(folder)
+    files = _files(folder, _spans(contents), mapped)
+    entries = {name: _entry(name, found, files) for name, found in contents.entries.items()}
+    return _explained(METADATA, partial(nested, entries, contents.paths))
+
+
+def contents_of(folder: str) -> Contents:
+    """What `.metadata` in this folder states; raises FileError as `read` does."""
+    data = file_bytes(member(folder, METADATA), mapped=True)
+    return _explained(METADATA, partial(parse, data))
+
+
+def files_of(contents: Contents) -> list[str]:
+    """The names of the files that the contents lie in."""
+    return list(dict.fromkeys(span.file for span in _spans(contents)))
+
+
+def _explained(what: str, make):
+    try:
+        return make()
+    except FileError as error:
+        raise FileError(f"{what}: {error}") from error
+
+
+def _spans(contents: Contents) -> list[Span]:
+    found = (_places(entry) for entry in contents.entries.values())
+    return [span for places in found for span in places]
+
+
+def _places(entry: Tensor | Span) -> list[Span]:
+    if isinstance(entry, Span):
+        return [entry]
+    # Empty chunks at one offset have one place.
+    return list(dict.fromkeys(piece.span for piece in entry.pieces if piece.span))
+
+
+def _files(folder: str, spans: Sequence[Span], mapped: bool) -> Mapping[str, np.ndarray]:
+    paths = {span.file: member(folder, span.file) for span in spans}
+    if missing := [name for name, path in paths.items() if not os.path.exists(path)]:
+        raise FileError(f"{METADATA} names files that are not there: {', '.join(missing[:8])}; fetch them")
+    files = {name: _explained(name, partial(file_bytes, path, mapped)) for name, path in paths.items()}
+    _check_spans(spans, files)
+    return files
+
+
+def _check_spans(spans: Sequence[Span], files: Mapping[str, np.ndarray]) -> None:
+    reach = dict.fromkeys(files, 0)
+    for file, start, length in sorted(spans):
+        if start < reach[file]:
+            raise FileError(f"{METADATA}: two chunks overlap at byte {start} of {file}")
+        if start + length > len(files[file]):
+            raise FileError(
+                f"{METADATA}: a chunk of {length} bytes at {start} of {file}, which has {len(files[file])}; "
+                "fetch it again"
+            )
+        reach[file] = start + length
+
+
+def _entry(name: str, entry: Tensor | Span, files: Mapping[str, np.ndarray]) -> object:
+    try:
+        return _value(entry, files) if isinstance(entry, Span) else _tensor(entry, files)
+    except FileError as error:
+        raise FileError(f'entry "{name[:200]}": {error}') from error
+
+
+def _value(span: Span, files: Mapping[str, np.ndarray]) -> object:
+    data = files[span.file][span.start : span.start + span.length]
+    if bytes(data[:4]) != b"PK\3\4":
+        raise FileError(f"the bytes at {span.start} of {span.file} are no torch file")
+    return _torch_reader.read(opened(data, _zip.entries(data)))
+
+
+def _tensor(tensor: Tensor, files: Mapping[str, np.ndarray]) -> np.ndarray | Raw | LazyArray:
+    check_tiling(tensor.shape, [(piece.offset, piece.shape) for piece in tensor.pieces])
+    full = [piece for piece in tensor.pieces if 0 not in piece.shape]
+    found: list[Any] = [
+        _chunk(piece, tensor.dtype, files) for piece in full or tensor.pieces[:1] if piece.span
+    ]
+    if len(found) == 1:
+        return found[0]
+    if tensor.dtype.numpy is None:
+        return _raw(tensor, full, found)
+    chunks = [Chunk(piece.offset, array) for piece, array in zip(full, found, strict=True)]
+    whole = tuple(slice(0, n, 1) for n in tensor.shape)
+    read = partial(assembled, chunks, dtype=tensor.dtype.numpy)
+    return LazyArray(tensor.shape, tensor.dtype.numpy, partial(read, whole), read)
+
+
+def _chunk(piece: Piece, dtype: Dtype, files: Mapping[str, np.ndarray]):
+    assert piece.span is not None
+    array = _value(piece.span, files)
+    name = array.dtype if isinstance(array, Raw) else getattr(array, "dtype", None)
+    expected = dtype.torch if dtype.numpy is None else dtype.numpy
+    if not isinstance(array, (np.ndarray, Raw)) or (array.shape, name) != (piece.shape, expected):
+        raise FileError(
+            f"{METADATA} has {dtype.torch} of shape {piece.shape} at {piece.offset}, and {piece.span.file} a "
+            f"{type(array).__name__} of {name} and shape {getattr(array, 'shape', None)}"
+        )
+    # torch writes a chunk in full, so that what is put together is no larger than the files.
+    if (array.data if isinstance(array, Raw) else array).nbytes > piece.span.length:
+        raise FileError(f"the chunk at {piece.offset} unfolds {piece.span.length} bytes to more")
+    return array
+
+
+def _raw(tensor: Tensor, pieces: Sequence[Piece], found: Sequence[Raw]) -> Raw:
+    """The bytes of a tensor whose dtype numpy does not have: one more axis of its chunks."""
+    chunks = [Chunk((*p.offset, 0), raw.data) for p, raw in zip(pieces, found, strict=True)]
+    box = tuple(slice(0, n, 1) for n in (*tensor.shape, tensor.dtype.itemsize))
+    return Raw(tensor.dtype.torch, tensor.shape, assembled(chunks, box, np.dtype(np.uint8)))

@@ -1,0 +1,127 @@
+"""Writes a folder that `torch.distributed.checkpoint.load` reads: one `.distcp` file, and `.metadata`.
+
+Every tensor is one chunk. What the classes in `.metadata` are called and made of is in
+`torch/distributed/checkpoint/metadata.py`; the pickle calls their constructors, which have not changed since
+torch 2.0, and sets the fields that are newer.
+"""
+
+import os
+from collections.abc import Mapping
+from itertools import count
+from typing import BinaryIO, NamedTuple
+
+from jaxstate.errors import FileError
+
+from ._arrays import Leaf, leaf
+from ._dcp_reader import METADATA, contents_of, files_of
+from ._folder_writer import write_folder
+from ._nesting import EMPTY, Path, flat
+from ._pickle_writer import dump
+from ._records import Global, Opaque
+from ._torch_writer import Archive, prepare
+from ._walk import linked, spell
+from ._zip_writer import ALIGNMENT
+
+VERSION = "1.0.0"
+
+_MODULE = "torch.distributed.checkpoint"
+
+
+class _Item(NamedTuple):
+    """One entry: the torch file that holds it, and the array that it is, if it is one."""
+
+    archive: Archive
+    array: Leaf | None
+
+
+def save(obj: object, folder: str) -> None:
+    """Write nested dicts and lists into a folder; see `jaxstate.save`.
+
+    Raises:
+        FileError: what the format cannot give back, with the path to it; a folder that cannot be written.
+    """
+    items, paths = _items(obj)
+    spans: dict[str, tuple[int, int]] = {}
+    name = _free_name(folder)
+    write_folder(
+        folder,
+        {name: lambda file: _write(file, items, spans)},
+        (METADATA, lambda names: _metadata(items, paths, spans, names[name])),
+        stale=_old_files(folder),
+    )
+
+
+def _items(obj: object) -> tuple[dict[str, _Item], dict[str, Path]]:
+    """The entries by their flat names, and the paths by theirs; those of empty dicts have no entry."""
+    items: dict[str, _Item] = {}
+    paths: dict[str, Path] = {}
+    for path, value in flat(obj):
+        hollow = path[-1] is EMPTY
+        name = ".".join(map(str, path[:-1] if hollow else path))
+        if name in paths:
+            raise FileError(f'two entries are "{name[:200]}" when steps are joined by dots; rename one')
+        paths[name] = path
+        if not hollow:
+            items[name] = _Item(prepare(value, spell(linked(path))), leaf(value))
+    return items, paths
+
+
+def _write(file: BinaryIO, items: Mapping[str, _Item], spans: dict[str, tuple[int, int]]) -> None:
+    """Write each entry behind the last, aligned, so that its tensor can be viewed where it lies."""
+    for name, item in items.items():
+        file.write(bytes(-file.tell() % ALIGNMENT))
+        start = file.tell()
+        item.archive.write(file)
+        spans[name] = start, file.tell() - start
+
+
+def _free_name(folder: str) -> str:
+    names = (f"__0_{number}.distcp" for number in count())
+    return next(name for name in names if not os.path.lexists(os.path.join(folder, name)))
+
+
+def _old_files(folder: str) -> list[str]:
+    """The files of the checkpoint that stands there, as far as it can be read."""
+    try:
+        return files_of(contents_of(folder))
+    except FileError:
+        return []
+
+
+def _metadata(
+    items: Mapping[str, _Item],
+    paths: Mapping[str, Path],
+    spans: Mapping[str, tuple[int, int]],
+    file: str,
+) -> bytes:
+    described = {name: _described(item.array) for name, item in items.items()}
+    places = {
+        _named("metadata.MetadataIndex", name, _origin(item)): _named(
+            "filesystem._StorageInfo", file, *spans[name]
+        )
+        for name, item in items.items()
+    }
+    newer = {"planner_data": paths, "storage_data": places, "storage_meta": None, "version": VERSION}
+    root = Opaque(Global(f"{_MODULE}.metadata", "Metadata"), (described,), newer)
+    return dump(root, lambda value: value)
+
+
+def _described(array: Leaf | None) -> Opaque:
+    if array is None:
+        return _named("metadata.BytesStorageMetadata")
+    properties = _named("metadata.TensorProperties", Global("torch", array.dtype.torch))
+    chunk = _named("metadata.ChunkStorageMetadata", _size((0,) * len(array.shape)), _size(array.shape))
+    return _named("metadata.TensorStorageMetadata", properties, _size(array.shape), [chunk])
+
+
+def _origin(item: _Item) -> Opaque | None:
+    return None if item.array is None else _size((0,) * len(item.array.shape))
+
+
+def _named(name: str, *args: object) -> Opaque:
+    module, _, attribute = name.rpartition(".")
+    return Opaque(Global(f"{_MODULE}.{module}", attribute), args)
+
+
+def _size(shape: tuple[int, ...]) -> Opaque:
+    return Opaque(Global("torch", "Size"), (tuple(shape),))
