@@ -23,13 +23,14 @@ class Opened(NamedTuple):
     Attributes:
         path: where it stands.
         format: what its bytes are, in words.
-        tool: who wrote it and how that was seen; None where that is not known.
+        checkpoint: its parts, and the tool that wrote it; None only of a whole of which several parts could
+            be the model.
         content: all that it holds, or the part that was asked for.
     """
 
     path: str
     format: str
-    tool: str | None
+    checkpoint: Checkpoint | None
     content: Any
 
 
@@ -42,13 +43,13 @@ def opened(path: str, part: str | None = None) -> Opened:
     """
     if part is not None:
         checkpoint = load_checkpoint(path)
-        return Opened(path, _format(path), str(checkpoint.tool), part_of(checkpoint, part))
+        return Opened(path, _format(path), checkpoint, part_of(checkpoint, part))
     try:
         checkpoint = load_checkpoint(path)
-    except CheckpointError:  # several parts could be the model: the whole is shown as it is
+    except CheckpointError:
         return Opened(path, _format(path), None, io.load(path))
     content = by_place(checkpoint) if os.path.isdir(path) else io.load(path)
-    return Opened(path, _format(path), str(checkpoint.tool), content)
+    return Opened(path, _format(path), checkpoint, content)
 
 
 def _format(path: str) -> str:
