@@ -140,10 +140,16 @@ def named(what: str) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{what}: {type(error).__name__}: {error}") from error
+        first = _first(error)
+        raise CheckpointError(f"{what}: {type(first).__name__}: {first}") from error
 
 
 _named = named
+
+
+def _first(error: BaseException) -> BaseException:
+    """The error that the others were raised from."""
+    return error if error.__cause__ is None else _first(error.__cause__)
 
 
 def remove_begun(path: Path) -> None:

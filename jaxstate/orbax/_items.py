@@ -30,7 +30,7 @@ def model_items(model: Any, binding: Binding) -> dict[str, dict[str, Any]]:
     leaves = adapter_of(model).leaves(model)
     trained = set(binding.of_parameters().paths)
     params = {path: leaf for path, leaf in leaves.items() if path in trained}
-    if set(leaves) == trained:
+    if set(leaves) == trained < set(binding.paths):
         return {"params": params}
     if lacking := [path for path in binding.paths if path not in leaves]:
         near = near_names(lacking, [path for path in leaves if path not in set(binding.paths)])
