@@ -1,5 +1,6 @@
 """Checkpoints of whole trainings through Orbax: the one room that knows it."""
 
+from jaxstate.orbax._checkpointer import Best as Best
 from jaxstate.orbax._checkpointer import Checkpointer as Checkpointer
 from jaxstate.orbax._restore import Restored as Restored
 from jaxstate.orbax._restore import restore as restore

@@ -65,6 +65,7 @@ class Checkpointer:
         if wrong := [f"{name}={n}" for name, n in numbers.items() if n is not None and n < 1]:
             raise CheckpointError(f"{', '.join(wrong)}: these are counts, of one at least")
         self.folder = Path(folder).absolute()
+        self.every = every
         self.best = best
         self._progress = progress
         self._pending: tuple[int, Any, int] | None = None
@@ -115,8 +116,7 @@ class Checkpointer:
             CheckpointError: what `save` refuses; a step that is there; a metric that is missing or no
                 finite number; the failure of the save before.
         """
-        if not self._engine.should_save(step):
-            self._check_new(step)
+        if step % self.every:
             return False
         self.wait()
         self._check_new(step)
@@ -188,8 +188,13 @@ class Checkpointer:
             pass  # the error that is on its way out came first
 
     def _check_new(self, step: int) -> None:
-        if self.latest is not None and step <= self.latest and (step in self.steps):
+        if step in self.steps:
             raise CheckpointError(f"{self.folder} has step {step} already, and none is written over")
+        if self.latest is not None and step < self.latest:
+            raise CheckpointError(
+                f"{self.folder} has step {self.latest}, and steps go up: step {step} would count as older; "
+                "take another folder for a training that has branched off"
+            )
 
     def _measured(self, metrics: Mapping[str, float] | None) -> dict[str, float] | None:
         """The metrics as JSON keeps them."""
