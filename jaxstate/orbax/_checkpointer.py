@@ -5,7 +5,9 @@ the latest step is always a whole one, whatever became of the program that was w
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -70,8 +72,8 @@ class Checkpointer:
         self._progress = progress
         self._pending: tuple[int, Any, int] | None = None
         measure = None if best is None else (best.count, lambda found: found[best.metric], best.mode == "min")
-        with named(f"{self.folder} cannot be used"):
-            self._engine = sequence(self.folder, every, keep, measure, keep_every)
+        self._make = partial(sequence, self.folder, every, keep, measure, keep_every)
+        self._engine = self._begun()
 
     @property
     def steps(self) -> list[int]:
@@ -123,7 +125,7 @@ class Checkpointer:
         measured = self._measured(metrics)
         training = Training(model, opt_state, step, binding, scheduler, rngs, extra)
         items = prepared(training, copy=True)
-        with named(f"step {step} was not saved"):
+        with self._saving(step):
             response = self._engine.save_checkpointables_async(step, items, metrics=measured)
         self._pending = (step, response, _size(items))
         return True
@@ -160,13 +162,9 @@ class Checkpointer:
         if self._pending is None:
             return
         (step, response, size), self._pending = self._pending, None
-        try:
-            with named(f"step {step} was not saved"), following(self._progress, self.folder, step, size):
-                response.result()
-                self._engine.wait()
-        except CheckpointError:
-            remove_begun(self.folder / str(step))
-            raise
+        with self._saving(step), following(self._progress, self.folder, step, size):
+            response.result()
+            self._engine.wait()
 
     def close(self) -> None:
         """Wait, and let go. Raises CheckpointError if the save that was under way failed."""
@@ -182,10 +180,25 @@ class Checkpointer:
         if kind is None:
             self.close()
             return
-        try:
+        with suppress(CheckpointError):  # the error that is on its way out came first
             self.close()
+
+    def _begun(self) -> Any:
+        with named(f"{self.folder} cannot be used"):
+            return self._make()
+
+    @contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """Name the step in every failure, after which Orbax's object would only repeat it: take another."""
+        try:
+            with named(f"step {step} was not saved"):
+                yield
         except CheckpointError:
-            pass  # the error that is on its way out came first
+            with suppress(Exception):
+                self._engine.close()
+            remove_begun(self.folder / str(step))
+            self._engine = self._begun()
+            raise
 
     def _check_new(self, step: int) -> None:
         if step in self.steps:
