@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstate.errors import CheckpointError
+
 Region = tuple[tuple[int, int], ...]
 Digests = tuple[tuple[Region, int], ...]
 
@@ -39,7 +41,7 @@ def digests(arrays: Mapping[str, Any]) -> dict[str, Digests]:
 def damaged(
     arrays: Mapping[str, Any], expected: Mapping[str, Digests], missing: Callable[..., Any]
 ) -> list[str]:
-    """The paths of the arrays that are not what they were.
+    """The paths of the arrays that are not what they were; every process gets all of them.
 
     Args:
         arrays: by path, as they were read.
@@ -47,18 +49,20 @@ def damaged(
         missing: `(path, region) -> numpy array`, reads a region that no device here holds as a whole.
     """
     jobs = [(path, *row) for path, rows in expected.items() for row in rows]
-    mine = [job for n, job in enumerate(jobs) if n % jax.process_count() == jax.process_index()]
+    mine = set(jobs[jax.process_index() :: jax.process_count()])
 
-    def is_whole(job: tuple[str, Region, int]) -> bool | None:
+    def is_whole(job: tuple[str, Region, int]) -> bool:
         path, region, crc = job
         part = part_of(arrays[path], region)
-        if part is None and job in mine:
-            part = missing(path, region)
-        return None if part is None else checksum(part) == crc
+        try:
+            part = missing(path, region) if part is None and job in mine else part
+        except CheckpointError:
+            return False  # an error of one process alone would leave the others waiting
+        return part is None or checksum(part) == crc
 
     with ThreadPoolExecutor(_WORKERS) as pool:
-        verdicts = list(pool.map(is_whole, jobs))
-    return list(dict.fromkeys(path for (path, *_), good in zip(jobs, verdicts, strict=True) if good is False))
+        verdicts = _gathered([int(not whole) for whole in pool.map(is_whole, jobs)])
+    return list(dict.fromkeys(path for (path, *_), bad in zip(jobs, verdicts, strict=True) if bad))
 
 
 def checksum(array: np.ndarray) -> int:
@@ -99,7 +103,7 @@ def _own(array: Any) -> dict[Region, Callable[[], np.ndarray]]:
 
 
 def _gathered(values: list[int]) -> list[int]:
-    """The sums of all processes; each region is one process's, and 0 to the others."""
+    """The numbers of all processes, of each the largest; what is another process's is 0 here."""
     if jax.process_count() == 1:
         return values
     from jax.experimental import multihost_utils
