@@ -56,7 +56,7 @@ def _group_to_json(group: ParamGroup) -> dict[str, Any]:
 
 
 def _group_from_json(state: State, group: ParamGroup, value: Mapping[str, Any]) -> ParamGroup:
-    options = {key: _from_json(option) for key, option in value["options"]}
+    options = {key: option_from_json(option) for key, option in value["options"]}
     names = None if value["param_names"] is None else tuple(value["param_names"])
     made = ParamGroup.of(state.algorithm, options, group.paths)
     return replace(group, options=made.options, param_names=names)
@@ -73,12 +73,13 @@ def _to_json(key: str, value: Any) -> Any:
     raise CheckpointError(f"the option {key}={value!r} of a param_group cannot be stored; take it out")
 
 
-def _from_json(value: Any) -> Any:
+def option_from_json(value: Any) -> Any:
+    """The option of its JSON value."""
     match value:
         case {"tuple": items}:
-            return tuple(_from_json(item) for item in items)
+            return tuple(option_from_json(item) for item in items)
         case {"list": items}:
-            return [_from_json(item) for item in items]
+            return [option_from_json(item) for item in items]
         case {"array": number, "dtype": dtype}:
             return np.array(number, dtype)
     return value

@@ -154,11 +154,8 @@ def test_what_does_not_fit_is_listed(tmp_path):
     with pytest.raises(CheckpointError) as caught:
         js.orbax.restore(tmp_path / "c", wide, tx.init(nnx.state(wide, nnx.Param)))
     text = str(caught.value)
-    assert (
-        "params: fc.kernel is [[3, 4], 'float32'] in the checkpoint and [[3, 5], 'float32'] in the template"
-        in text
-    )
-    assert "buffers: bn.mean is [[4]" in text and "optimizer: buffers.exp_avg.fc.kernel is" in text
+    assert "params: fc.kernel is float32[3,4] in the checkpoint and float32[3,5] in the template" in text
+    assert "buffers: bn.mean is float32[4]" in text and "optimizer: buffers.exp_avg.fc.kernel is" in text
 
 
 def test_another_dtype_is_no_fit(tmp_path):
@@ -185,9 +182,9 @@ def test_nothing_is_overwritten(tmp_path):
 
 def test_what_orbax_cannot_keep_is_refused_before_it_is_asked(tmp_path):
     net, _ = trained(js.optim.adam())
-    with pytest.raises(CheckpointError, match="optimizer: these leaves are no arrays of numbers: .*name"):
+    with pytest.raises(CheckpointError, match="optimizer: name is a str, no array"):
         js.orbax.save(tmp_path / "c", net, {"name": "x"})
-    with pytest.raises(CheckpointError, match="are abstract and have no values"):
+    with pytest.raises(CheckpointError, match="is abstract, and has no values"):
         js.orbax.save(tmp_path / "c", nnx.eval_shape(lambda: Net(nnx.Rngs(0))))
     assert not list(tmp_path.iterdir())
 
@@ -197,5 +194,5 @@ def test_what_orbax_cannot_keep_is_refused_before_it_is_asked(tmp_path):
 )
 def test_other_places_are_no_checkpoint(tmp_path, make):
     make(tmp_path / "c")
-    with pytest.raises(CheckpointError, match="no checkpoint that jaxstate.orbax.save wrote"):
+    with pytest.raises(CheckpointError, match="no whole checkpoint of Orbax"):
         js.orbax.restore(tmp_path / "c", Net(nnx.Rngs(0)))

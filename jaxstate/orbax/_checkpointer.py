@@ -1,0 +1,224 @@
+"""Checkpointer: the checkpoints of a training, one folder a step, written while training goes on.
+
+A step's folder is what `save` writes, and `restore` reads it. It has a temporary name until it is whole, so
+the latest step is always a whole one, whatever became of the program that was writing.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from jaxstate.binding import Binding
+from jaxstate.errors import CheckpointError
+from jaxstate.orbax._engine import named, remove_begun, sequence
+from jaxstate.orbax._progress import following
+from jaxstate.orbax._restore import Place, Restored, restore
+from jaxstate.orbax._save import Training, prepared
+
+
+class Best(NamedTuple):
+    """Which checkpoints are the best: the `count` with the least, or the greatest, of a metric."""
+
+    metric: str
+    count: int = 1
+    mode: Literal["min", "max"] = "min"
+
+
+class Checkpointer:
+    """Save every so many steps, keep a few, go on from the latest.
+
+    Args:
+        folder: where the steps are; it is made if it is not there.
+        every: `save` does nothing at steps that this does not divide.
+        keep: how many of the latest to keep; by default all.
+        best: keep these besides: `Best("loss")`, `Best("accuracy", 3, "max")`. `save` then needs the metric.
+        keep_every: keep the steps that this divides besides.
+        progress: show how far a save is, while `wait` waits for it.
+
+    Raises:
+        CheckpointError: numbers below one.
+
+    >>> import tempfile, numpy as np
+    >>> from jaxstate.binding import Rule
+    >>> model, binding = {"w": np.zeros(3)}, Binding((Rule("w", "w", "a -> a"),))
+    >>> with Checkpointer(tempfile.mkdtemp(), every=10, keep=2) as checkpoints:
+    ...     for step in range(1, 41):
+    ...         model = {"w": model["w"] + 1}
+    ...         _ = checkpoints.save(step, model, binding=binding)
+    ...     checkpoints.wait()
+    ...     checkpoints.steps, checkpoints.restore(model).model["w"].tolist()
+    ([30, 40], [40.0, 40.0, 40.0])
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        every: int = 1,
+        keep: int | None = None,
+        best: Best | None = None,
+        keep_every: int | None = None,
+        progress: bool = False,
+    ):
+        numbers = {"every": every, "keep": keep, "keep_every": keep_every, "best.count": best and best.count}
+        if wrong := [f"{name}={n}" for name, n in numbers.items() if n is not None and n < 1]:
+            raise CheckpointError(f"{', '.join(wrong)}: these are counts, of one at least")
+        self.folder = Path(folder).absolute()
+        self.every = every
+        self.best = best
+        self._progress = progress
+        self._pending: tuple[int, Any, int] | None = None
+        measure = None if best is None else (best.count, lambda found: found[best.metric], best.mode == "min")
+        self._make = partial(sequence, self.folder, every, keep, measure, keep_every)
+        self._engine = self._begun()
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that are there and whole, in order."""
+        return [found.step for found in self._engine.checkpoints]
+
+    @property
+    def latest(self) -> int | None:
+        """The last of them; None if there is none."""
+        return max(self.steps, default=None)
+
+    @property
+    def metrics(self) -> dict[int, dict[str, float]]:
+        """What was measured at each step."""
+        return {found.step: dict(found.metrics or {}) for found in self._engine.checkpoints}
+
+    def save(
+        self,
+        step: int,
+        model: Any,
+        opt_state: Any = None,
+        *,
+        binding: Binding | None = None,
+        scheduler: Any = None,
+        rngs: Any = None,
+        extra: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Begin to save, and come back as soon as nothing that was given is needed any more.
+
+        A save that has not ended is waited for first; if it failed, this says so.
+
+        Args:
+            step: of the training; above the latest one.
+            model, opt_state, binding, scheduler, rngs, extra: as for `jaxstate.orbax.save`.
+            metrics: numbers by name, kept with the step.
+
+        Returns:
+            True if this step is one to be saved.
+
+        Raises:
+            CheckpointError: what `save` refuses; a step that is there; a metric that is missing or no
+                finite number; the failure of the save before.
+        """
+        if step % self.every:
+            return False
+        self.wait()
+        self._check_new(step)
+        measured = self._measured(metrics)
+        training = Training(model, opt_state, step, binding, scheduler, rngs, extra)
+        items = prepared(training, copy=True)
+        with self._saving(step):
+            response = self._engine.save_checkpointables_async(step, items, metrics=measured)
+        self._pending = (step, response, _size(items))
+        return True
+
+    def restore(
+        self,
+        model: Any = None,
+        opt_state: Any = None,
+        *,
+        step: int | None = None,
+        rngs: Any = None,
+        sharding: Place | None = None,
+        cast: bool = False,
+    ) -> Restored:
+        """Read a step, by default the latest; otherwise as `jaxstate.orbax.restore`.
+
+        Raises:
+            CheckpointError: there is no such step; what `restore` refuses.
+        """
+        self.wait()
+        chosen = self.latest if step is None else step
+        if chosen not in self.steps:
+            wanted = "no checkpoint" if step is None else f"no step {step}"
+            raise CheckpointError(f"{self.folder} has {wanted}; its steps are {self.steps}")
+        path = self.folder / str(chosen)
+        return restore(path, model, opt_state, rngs=rngs, sharding=sharding, cast=cast)
+
+    def wait(self) -> None:
+        """Wait for the save that is under way.
+
+        Raises:
+            CheckpointError: it failed. The steps before it are whole.
+        """
+        if self._pending is None:
+            return
+        (step, response, size), self._pending = self._pending, None
+        with self._saving(step), following(self._progress, self.folder, step, size):
+            response.result()
+            self._engine.wait()
+
+    def close(self) -> None:
+        """Wait, and let go. Raises CheckpointError if the save that was under way failed."""
+        try:
+            self.wait()
+        finally:
+            self._engine.close()
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, kind: Any, *rest: Any) -> None:
+        if kind is None:
+            self.close()
+            return
+        with suppress(CheckpointError):  # the error that is on its way out came first
+            self.close()
+
+    def _begun(self) -> Any:
+        with named(f"{self.folder} cannot be used"):
+            return self._make()
+
+    @contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """Name the step in every failure, after which Orbax's object would only repeat it: take another."""
+        try:
+            with named(f"step {step} was not saved"):
+                yield
+        except CheckpointError:
+            with suppress(Exception):
+                self._engine.close()
+            remove_begun(self.folder / str(step))
+            self._engine = self._begun()
+            raise
+
+    def _check_new(self, step: int) -> None:
+        if step in self.steps:
+            raise CheckpointError(f"{self.folder} has step {step} already, and none is written over")
+        if self.latest is not None and step < self.latest:
+            raise CheckpointError(
+                f"{self.folder} has step {self.latest}, and steps go up: step {step} would count as older; "
+                "take another folder for a training that has branched off"
+            )
+
+    def _measured(self, metrics: Mapping[str, float] | None) -> dict[str, float] | None:
+        """The metrics as JSON keeps them."""
+        found = {name: float(value) for name, value in (metrics or {}).items()}
+        if self.best is not None and not math.isfinite(found.get(self.best.metric, math.nan)):
+            raise CheckpointError(
+                f'the best checkpoints go by "{self.best.metric}", and it is {found.get(self.best.metric)}; '
+                f"save(step, ..., metrics={{{self.best.metric!r}: ...}})"
+            )
+        return found or None
+
+
+def _size(items: Mapping[str, Any]) -> int:
+    return sum(getattr(leaf, "nbytes", 0) for row in items.values() for leaf in row.values())

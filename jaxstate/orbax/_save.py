@@ -1,0 +1,167 @@
+"""Save: a model, its optimizer and what belongs to both, as one checkpoint that is there whole or not at all.
+
+Everything is looked at before Orbax is asked for anything: a save that Orbax gives up in the middle leaves
+files and threads behind.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxstate import tree
+from jaxstate.binding import Binding
+from jaxstate.convert import bind
+from jaxstate.errors import CheckpointError
+from jaxstate.optim._nest.flax_states import opened
+from jaxstate.optim._torch_dict.groups_json import groups_to_json
+from jaxstate.orbax._digests import digests
+from jaxstate.orbax._engine import META, write
+from jaxstate.orbax._items import model_items, optimizer_leaves
+from jaxstate.orbax._leaves import is_storable, leaf_of, stored
+from jaxstate.orbax._record import Record
+from jaxstate.orbax._skeleton import skeleton
+
+
+class Training(NamedTuple):
+    """What one checkpoint holds; see `save` for each of them."""
+
+    model: Any
+    opt_state: Any = None
+    step: int | None = None
+    binding: Binding | None = None
+    scheduler: Any = None
+    rngs: Any = None
+    extra: Mapping[str, Any] | None = None
+
+
+def save(
+    path: str | Path,
+    model: Any,
+    opt_state: Any = None,
+    *,
+    step: int | None = None,
+    binding: Binding | None = None,
+    scheduler: Any = None,
+    rngs: Any = None,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a training as one Orbax checkpoint. It is there whole or not at all.
+
+    Arrays keep every bit, wherever they lie; in several processes each calls this, and writes its own part.
+
+    Args:
+        path: a directory that does not exist yet.
+        model: an NNX module, with its random state, a Linen model's variables, or any pytree that the
+            binding fits.
+        opt_state: any optimizer state, an `nnx.Optimizer` or a `TrainState`; jaxstate's own keep their
+            param_groups verbatim. Of a `TrainState` the step and the optimizer are kept here, and the
+            parameters come with `model`.
+        step: how far training has come.
+        binding: needed where the model does not tell its layers. One that was made `like=` a torch file
+            takes that file's order, counters and `_metadata` along.
+        scheduler: the state of a scheduler, which is torch's state_dict; or a dict of several.
+        rngs: a pytree of random keys, typed or raw.
+        extra: other plain values, such as `{"epoch": 3, "scaler": grad_scaler.state_dict(scale)}`.
+
+    Raises:
+        CheckpointError: the directory exists, what Orbax cannot keep, by its path, or a disk that is full.
+        BindingError: two leaves of one path; a model that does not tell its layers.
+
+    >>> import tempfile, numpy as np
+    >>> from jaxstate.orbax import restore
+    >>> from jaxstate.binding import Rule
+    >>> path, binding = tempfile.mkdtemp() + "/c", Binding((Rule("w", "w", "i o -> o i"),))
+    >>> save(path, {"w": np.eye(2, 3)}, binding=binding, step=7)
+    >>> again = restore(path)
+    >>> bool((again.model["w"] == np.eye(2, 3)).all()), again.step
+    (True, 7)
+    """
+    path = new(path)
+    training = Training(model, opt_state, step, binding, scheduler, rngs, extra)
+    write(path, prepared(training, copy=False))
+
+
+def prepared(training: Training, copy: bool) -> dict[str, Any]:
+    """What Orbax is to write, checked as a whole: the arrays of each item that has any, and the record.
+
+    Args:
+        training: all of it.
+        copy: copy what the caller might change while it is written.
+
+    Raises:
+        CheckpointError: leaves that cannot be kept, all of them.
+    """
+    binding = (training.binding or bind(training.model)).of(_leaves_of(training))
+    items = {
+        **model_items(training.model, binding),
+        "optimizer": optimizer_leaves(training.opt_state),
+        "rngs": tree.flat(training.rngs),
+    }
+    _check(items)
+    arrays = {item: {path: stored(leaf, copy) for path, leaf in row.items()} for item, row in items.items()}
+    meta = _record(training, binding, items, arrays).to_json()
+    kept = {item: {path: x for path, x in row.items() if x.size} for item, row in arrays.items()}
+    return {**{item: row for item, row in kept.items() if row}, META: meta}
+
+
+def new(path: str | Path) -> Path:
+    """The path, absolute. Raises CheckpointError if something is there."""
+    path = Path(path).absolute()
+    exists = path.exists()
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        # One process may be about to write what another one has yet to look for.
+        multihost_utils.sync_global_devices(f"jaxstate.orbax: {path} is looked for")
+    if exists:
+        raise CheckpointError(f"{path} exists; a checkpoint is never written over another: take a new name")
+    return path
+
+
+def _leaves_of(training: Training) -> Mapping[str, Any]:
+    from jaxstate.adapters import adapter_of
+
+    return adapter_of(training.model).leaves(training.model)
+
+
+def _record(
+    training: Training, binding: Binding, items: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> Record:
+    flat = {f"{item}/{path}": array for item, row in arrays.items() for path, array in row.items()}
+    sums = digests({name: array for name, array in flat.items() if array.size})
+    leaves = {
+        item: {
+            path: leaf_of(leaf)._replace(digests=sums.get(f"{item}/{path}", ())) for path, leaf in row.items()
+        }
+        for item, row in items.items()
+    }
+    opt = opened(training.opt_state)
+    return Record(
+        training.step,
+        binding,
+        leaves,
+        optimizer=None if training.opt_state is None else skeleton(opt),
+        param_groups=groups_to_json(opt),
+        rngs=skeleton(training.rngs),
+        scheduler=training.scheduler,
+        extra=None if training.extra is None else dict(training.extra),
+    )
+
+
+def _check(items: Mapping[str, Mapping[str, Any]]) -> None:
+    lines = [
+        f"{item}: {path or 'the whole tree'} is {_what(leaf)}"
+        for item, row in items.items()
+        for path, leaf in row.items()
+        if not is_storable(leaf)
+    ]
+    if lines:
+        raise CheckpointError("these leaves cannot be kept:\n\t" + "\n\t".join(lines))
+
+
+def _what(leaf: Any) -> str:
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return "abstract, and has no values"
+    return f"a {type(leaf).__name__}, no array of numbers that Orbax knows"
