@@ -1,9 +1,10 @@
 """`jaxstate convert IN OUT`: any format to any format, one tensor in memory at a time."""
 
 import argparse
+import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -14,7 +15,8 @@ from jaxstate.commands import _screen
 from jaxstate.commands._entries import entries, is_array
 from jaxstate.commands._factory import HELP, template
 from jaxstate.commands._one_by_one import announced, recast
-from jaxstate.commands._source import PART, opened
+from jaxstate.commands._source import PART, by_role, opened, part_of
+from jaxstate.containers import load_checkpoint
 from jaxstate.convert import load_state_dict
 from jaxstate.errors import FileError, quoted
 from jaxstate.io._shards import size_in_bytes
@@ -62,13 +64,21 @@ def _run(parsed: argparse.Namespace) -> int:
 def _content(parsed: argparse.Namespace) -> Any:
     """What is to be written: the part asked for; the model where only that can be written; else all."""
     whole = opened(parsed.source, parsed.part)
-    if parsed.part is not None or not _holds_one_model(parsed) or _is_flat(whole.content):
+    if parsed.part is not None:
         return whole.content
-    model = opened(parsed.source, "model")
-    left = [place for kind, place, _ in model.checkpoint.rows if kind not in ("model", "wrappers")]
-    if left:
-        print(f"the model is taken, and not {quoted(left)}: see --part", file=sys.stderr)
-    return model.content
+    if os.path.isdir(parsed.source) and whole.checkpoint and not _holds_one_model(parsed):
+        _say_left(whole.checkpoint.extra)
+        return by_role(whole.checkpoint)
+    if not _holds_one_model(parsed) or _is_flat(whole.content):
+        return whole.content
+    checkpoint = load_checkpoint(parsed.source) if whole.checkpoint is None else whole.checkpoint
+    _say_left([place for kind, place, _ in checkpoint.rows if kind not in ("model", "wrappers")])
+    return part_of(checkpoint, "model")
+
+
+def _say_left(places: Iterable[str]) -> None:
+    if left := list(places):
+        print(f"not taken: {quoted(left)}; see --part", file=sys.stderr)
 
 
 def _holds_one_model(parsed: argparse.Namespace) -> bool:

@@ -56,16 +56,12 @@ def add_to(commands: Any) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    sides = [
-        _chosen(entries(opened(path, parsed.part).content), parsed.keys) for path in (parsed.a, parsed.b)
-    ]
-    total = sum(value.nbytes for value in sides[0].values() if isinstance(value, np.ndarray))
+    a, b = (_chosen(entries(opened(path, parsed.part).content), parsed.keys) for path in (parsed.a, parsed.b))
+    total = sum(value.nbytes for value in a.values() if isinstance(value, np.ndarray))
     with _screen.progress() as bar:
         task = bar.add_task("comparing", total=total)
-        lines = list(
-            differing(*sides, _tolerance(parsed), parsed.ignore_dtype, lambda n: bar.advance(task, n))
-        )
-    _print_json(parsed, sides, lines) if parsed.json else _print(sides, lines)
+        lines = list(differing(a, b, _tolerance(parsed), parsed.ignore_dtype, lambda n: bar.advance(task, n)))
+    _print_json(parsed, lines) if parsed.json else _print(a, b, lines)
     return 1 if lines else 0
 
 
@@ -137,12 +133,12 @@ def _say(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}" if is_array(value) else repr(value)[:60]
 
 
-def _print(sides: Any, lines: list[Line]) -> None:
+def _print(a: Mapping[str, Any], b: Mapping[str, Any], lines: list[Line]) -> None:
     rows = [(line.path, line.what, *_cells(line.values)) for line in lines]
     if rows:
         _screen.print_table(HEAD, rows, numbers=HEAD[2:5])
-    common = len(sides[0].keys() & sides[1].keys())
-    print(f"{len(lines)} of {len(sides[0].keys() | sides[1].keys())} differ, {common} are in both")
+    common = len(a.keys() & b.keys())
+    print(f"{len(lines)} of {len(a.keys() | b.keys())} differ, {common} are in both")
 
 
 def _cells(values: Difference | None) -> tuple[str, ...]:
@@ -152,7 +148,7 @@ def _cells(values: Difference | None) -> tuple[str, ...]:
     return f"{values.max_abs:.3g}", f"{values.max_rel:.3g}", ulps, str(values.where) if values else ""
 
 
-def _print_json(parsed: argparse.Namespace, sides: Any, lines: list[Line]) -> None:
+def _print_json(parsed: argparse.Namespace, lines: list[Line]) -> None:
     found = [{"path": line.path, "what": line.what, **_numbers(line.values)} for line in lines]
     print(json.dumps({"a": parsed.a, "b": parsed.b, "same": not lines, "differing": found}, indent=1))
 

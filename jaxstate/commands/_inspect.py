@@ -91,7 +91,14 @@ def inspected(path: str, part: str | None = None) -> Inspection:
     inside = tuple(f"{group.path}/" for group in groups)
     others = {path: value for path, value in found.items() if not is_array(value)}
     values = {path: _short(value) for path, value in others.items() if not path.startswith(inside or ("\0",))}
-    return Inspection(path, source.format, str(source.checkpoint.tool) if source.checkpoint else None, list(_arrays(found)), groups, values)
+    return Inspection(
+        path,
+        source.format,
+        str(source.checkpoint.tool) if source.checkpoint else None,
+        list(_arrays(found)),
+        groups,
+        values,
+    )
 
 
 def _arrays(found: Mapping[str, Any]) -> Iterator[Array]:

@@ -1,4 +1,4 @@
-"""An object whose arrays are made one at a time, when they are written; those that share memory go on sharing.
+"""An object whose arrays are made one at a time, when they are written; what shares memory stays shared.
 
 This is how `convert` rounds, and how its progress bar knows which array has been asked for.
 """
@@ -67,7 +67,9 @@ def _rounded(array: Array, dtype: np.dtype) -> np.ndarray:
 def _sharing(obj: Any) -> set[int]:
     """The ids of arrays whose memory another array of the object uses, too."""
     arrays = list(_arrays(obj))
-    spans = sorted((*np.lib.array_utils.byte_bounds(a), id(a)) for a in arrays if isinstance(a, np.ndarray) and a.size)
+    spans = sorted(
+        (*np.lib.array_utils.byte_bounds(a), id(a)) for a in arrays if isinstance(a, np.ndarray) and a.size
+    )
     found = {key for key, count in Counter(map(id, arrays)).items() if count > 1}
     reach = 0, 0
     for span, following in pairwise([*spans, (np.inf, np.inf, 0)]):
