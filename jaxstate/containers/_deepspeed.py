@@ -34,7 +34,8 @@ def is_deepspeed(folder: str, names: Sequence[str]) -> bool:
     """True of a folder of DeepSpeed's files, and of the one above, which names the latest."""
     if "trainer_state.json" in names:
         return False
-    return any(map(_ANY.fullmatch, names)) or ("latest" in names and os.path.isdir(_latest(folder)))
+    named = os.path.isfile(os.path.join(folder, "latest")) and os.path.isdir(_latest(folder))
+    return named or any(map(_ANY.fullmatch, names))
 
 
 def load(folder: str, names: Sequence[str], mmap: bool) -> Checkpoint:
@@ -104,8 +105,8 @@ def _states(ranks: Mapping[str, Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     states = [rank["optimizer_state_dict"] for rank in ranks.values()]
     stages = {_stage(state.get("zero_stage")) for state in states}
     if not stages <= {1, 2}:
-        stage = f"ZeRO stage {max(stages - {0})}" if stages - {0} else "the bfloat16 optimizer without ZeRO"
-        raise CheckpointError(f"a checkpoint of DeepSpeed's {stage}; {_TOOL if stages - {0} else _UNIVERSAL}")
+        stage = "bfloat16 optimizer without ZeRO" if 0 in stages else f"ZeRO stage {max(stages)}"
+        raise CheckpointError(f"a checkpoint of DeepSpeed's {stage}; {_UNIVERSAL if 0 in stages else _TOOL}")
     counts = {count for state in states for count in _counts(state.get("partition_count"))}
     if counts - {len(states)}:
         raise CheckpointError(
