@@ -9,6 +9,7 @@ import enum
 import sys
 import types
 from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -166,7 +167,7 @@ def deepspeed(folder):
                     "clip_grad": 0.0,
                     "base_optimizer_state": base.state_dict(),
                     "single_partition_of_fp32_groups": lean,
-                    "zero_stage": stage_enum().gradients,
+                    "zero_stage": ZeroStageEnum.gradients,
                     "group_paddings": own,
                     "partition_count": [RANKS, RANKS],
                     "ds_version": "0.16.4",
@@ -212,17 +213,22 @@ def snapshot(moment):
     return weights, optimizer.state_dict(), scheduler.state_dict(), average, gradients
 
 
-def stage_enum():
-    """An enum under the name by which DeepSpeed's is pickled."""
-    name = "deepspeed.runtime.zero.config"
-    if name not in sys.modules:
-        module = types.ModuleType(name)
-        values = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3}
-        module.ZeroStageEnum = enum.Enum("ZeroStageEnum", values, module=name)
-        for part in ("deepspeed", "deepspeed.runtime", "deepspeed.runtime.zero"):
-            sys.modules.setdefault(part, types.ModuleType(part))
-        sys.modules[name] = module
-    return sys.modules[name].ZeroStageEnum
+STAGES = {"disabled": 0, "optimizer_states": 1, "gradients": 2, "weights": 3}
+CONFIG = "deepspeed.runtime.zero.config"
+ZeroStageEnum = enum.Enum("ZeroStageEnum", STAGES, module=CONFIG)
+
+
+@contextmanager
+def importable_stages():
+    """While it lasts, the enum is found under the name by which DeepSpeed's is pickled."""
+    names = [CONFIG.rsplit(".", n)[0] for n in range(4)]
+    sys.modules.update({name: types.ModuleType(name) for name in names})
+    sys.modules[CONFIG].ZeroStageEnum = ZeroStageEnum
+    try:
+        yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 def main():
@@ -230,7 +236,8 @@ def main():
     torch.save(torchvision(), FOLDER / "torchvision.pth")
     torch.save(timm(), FOLDER / "timm.pth.tar")
     torch.save(fairseq(), FOLDER / "fairseq.pt")
-    net, optimizer = deepspeed(FOLDER / "deepspeed")
+    with importable_stages():
+        net, optimizer = deepspeed(FOLDER / "deepspeed")
     torch.save({"model": net, "optimizer": optimizer}, FOLDER / "whole.pt")
 
 
