@@ -169,17 +169,22 @@ def _slices(found: Any, count: int) -> Sequence[Any]:
 
 def _with_weights(model: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> Mapping[str, Any]:
     """The model's state_dict in its own order, with the float32 weights; buffers and frozen ones stay."""
-    module, shared = model["module"], model.get("shared_params") or {}
-    names = {key: key if key in weights else shared.get(key, key) for key in module}
+    module, shared = model["module"], model.get("shared_params")
+    ties = shared if isinstance(shared, Mapping) else {}
+    names = {key: key if key in weights else ties.get(key, key) for key in module}
     wrong = [key for key in weights if key not in module]
     wrong += [
-        key for key, name in names.items() if name in weights and weights[name].shape != module[key].shape
+        key for key, name in names.items() if name in weights and weights[name].shape != _shape(module[key])
     ]
     if wrong:
         raise CheckpointError(f"DeepSpeed's float32 weights do not fit its model: {quoted(wrong)}")
     made = OrderedDict((key, weights.get(name, module[key])) for key, name in names.items())
     vars(made).update(getattr(module, "__dict__", {}))
     return made
+
+
+def _shape(value: Any) -> Any:
+    return getattr(value, "shape", None)
 
 
 def _optimizer(bases: Sequence[Any], groups: Sequence[Shapes]) -> dict[str, Any]:
@@ -191,13 +196,22 @@ def _optimizer(bases: Sequence[Any], groups: Sequence[Shapes]) -> dict[str, Any]
     state: dict[str, Any] = {}
     options = []
     for i, shapes in enumerate(groups):
-        rows = [base["param_groups"][i] for base in bases]
-        entries = [base["state"].get(row["params"][0], {}) for base, row in zip(bases, rows, strict=True)]
-        step = {} if "step" in entries[0] or "step" not in rows[0] else {"step": rows[0]["step"]}
-        state |= _entries([{**step, **entry} for entry in entries], shapes, f"group {i} of the optimizer")
-        kept = {key: value for key, value in rows[0].items() if key not in ("params", *step)}
+        what, group = f"group {i} of the optimizer", bases[0]["param_groups"][i]
+        entries = [_flat_entry(base, i, what) for base in bases]
+        step = {} if "step" in entries[0] or "step" not in group else {"step": group["step"]}
+        state |= _entries([{**step, **entry} for entry in entries], shapes, what)
+        kept = {key: value for key, value in group.items() if key not in ("params", *step)}
         options.append({**kept, "params": list(shapes)})
     return {"state": state, "param_groups": options}
+
+
+def _flat_entry(base: Mapping[str, Any], i: int, what: str) -> Mapping[str, Any]:
+    """What a rank has for a group, which is one flat parameter; nothing before the first step."""
+    ids = base["param_groups"][i]["params"]
+    entry = base["state"].get(ids[0], {}) if len(ids) == 1 and isinstance(ids[0], int) else None
+    if not isinstance(entry, Mapping):
+        raise CheckpointError(f"{what}: a rank does not have one flat parameter")
+    return entry
 
 
 def _entries(entries: Sequence[Mapping[str, Any]], shapes: Shapes, what: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from jaxstate.containers import (
 )
 from jaxstate.containers._checkpoint import Checkpoint, Recognised, said
 from jaxstate.containers._folder import contents_of, names_in
-from jaxstate.containers._kinds import is_averaged, is_optimizer, is_state_dict
+from jaxstate.containers._kinds import is_averaged, is_optimizer, is_shard, is_state_dict
 from jaxstate.containers._roles import Asked, Contents, Part, taken_apart
 from jaxstate.errors import CheckpointError, quoted
 
@@ -89,6 +89,7 @@ def _of_object(contents: Any, asked: Asked) -> Checkpoint:
     """The object of one file, which is a dict of parts or one part itself."""
     if not isinstance(contents, Mapping):
         raise CheckpointError(f"no checkpoint, which is a dict, but {said(contents)}")
+    _refuse_shards(contents)
     if not asked and (part := _alone(contents)):
         return taken_apart(Recognised("torch", f"one {said(contents)}"), {}, {}, [part], asked)
     _megatron.refuse_file(contents)
@@ -101,6 +102,16 @@ def _of_object(contents: Any, asked: Asked) -> Checkpoint:
     return taken_apart(
         Recognised(tool.name, evidence or "a dict"), contents, roles, tool.told(contents), asked
     )
+
+
+def _refuse_shards(contents: Contents) -> None:
+    """Raises CheckpointError for tensors of which other processes have the rest."""
+    inside = [value for value in contents.values() if isinstance(value, Mapping)]
+    if any(is_shard(value) for values in (contents, *inside) for value in values.values()):
+        raise CheckpointError(
+            "tensors in it are sharded (DTensor, ShardedTensor), and a file has the part of one process; "
+            "save it with torch.distributed.checkpoint, or by get_state_dict with full_state_dict=True"
+        )
 
 
 def _alone(contents: Contents) -> Part | None:
