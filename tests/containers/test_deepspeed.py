@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from make_fixtures import FOLDER, NAMES, ZeroStageEnum, importable_stages
 
 import jaxstate as js
-from jaxstate.containers._zero import merged
+from jaxstate.containers._slices import merged
+from jaxstate.containers._zero import joined
 
 ZERO = FOLDER / "deepspeed"
 MODEL, RANK = "mp_rank_00_model_states.pt", "zero_pp_rank_{}_mp_rank_00_optim_states.pt"
@@ -141,6 +142,8 @@ CHANGES = {
         lambda m: m["param_shapes"][0].update({"embed.weight": torch.Size((3, 5))}),
         'do not fit its model: "embed.weight", "head.weight"',
     ),
+    "not frozen": (MODEL, lambda m: m.update(frozen_param_shapes=None), 'in 16 bits only, .*: "scale"'),
+    "not tied": (MODEL, lambda m: m["shared_params"].clear(), 'in 16 bits only, .*: "head.weight"'),
     "no groups": (
         RANK.format(1),
         zero(lambda s: s.update(single_partition_of_fp32_groups=[])),
@@ -161,10 +164,20 @@ CHANGES = {
         ),
         "group 0 of the weights: the ranks hold float32, float16",
     ),
+    "another rate": (
+        RANK.format(1),
+        zero(lambda s: s["base_optimizer_state"]["param_groups"][1].update(lr=0.5)),
+        'group 1 of the optimizer: the ranks disagree in "lr"',
+    ),
+    "a rank that did not step": (
+        RANK.format(0),
+        zero(lambda s: s["base_optimizer_state"]["state"].pop(0)),
+        'group 0 of the optimizer: the ranks disagree in "step", "exp_avg", "exp_avg_sq"',
+    ),
     "a lost moment": (
         RANK.format(1),
         zero(lambda s: s["base_optimizer_state"]["state"][1].pop("exp_avg")),
-        "exp_avg in group 1 of the optimizer: the ranks do not all hold one flat array",
+        'group 1 of the optimizer: the ranks disagree in "exp_avg"',
     ),
 }
 
@@ -209,6 +222,40 @@ def test_latest_names_a_folder_beside_it(tmp_path, tag):
 def test_arguments_have_nothing_to_choose():
     with pytest.raises(js.CheckpointError, match=re.escape('one place for each part; leave out "model"')):
         js.load_checkpoint(ZERO, model="module")
+
+
+JUNK = (None, 3, "x", [], {}, [1], {"a": 1}, np.ones((2, 2)), (1, -2), 2.5)
+
+
+def places(value, path=()):
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, item in inside for place in places(item, (*path, key)))]
+
+
+def replaced(value, path, junk):
+    if not path:
+        return junk
+    if isinstance(value, dict):
+        return {
+            key: replaced(item, path[1:], junk) if key == path[0] else item for key, item in value.items()
+        }
+    return [replaced(item, path[1:], junk) if i == path[0] else item for i, item in enumerate(value)]
+
+
+OBJECTS = [js.load(ZERO / "global_step3" / name) for name in (MODEL, RANK.format(0), RANK.format(1))]
+PLACES = [place for place in places(OBJECTS) if len(place) > 2]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(PLACES), st.sampled_from(JUNK))
+def test_junk_anywhere_gives_parts_or_one_error(place, junk):
+    model, *ranks = replaced(OBJECTS, place, junk)
+    try:
+        parts = list(joined(model, ranks))
+    except js.CheckpointError as error:
+        assert str(error)
+    else:
+        assert [part.role for part in parts] == ["model", "optimizer"]
 
 
 SHAPES = st.lists(st.lists(st.integers(0, 4), max_size=3).map(tuple), min_size=1, max_size=5)
