@@ -34,7 +34,10 @@ ROOMS = (
     "demo",
     "__main__",
 )
-OPTIONAL = ("torch", "equinox", "haiku", "safetensors", "einops", "hypothesis", "pytest")
+OPTIONAL = (
+    *("torch", "equinox", "haiku", "safetensors", "einops", "hypothesis", "pytest"),
+    *("transformers", "accelerate", "peft", "lightning"),
+)
 ABOVE_ALL = {"demo": "jaxstate"}  # the demo is a user of the whole
 
 

@@ -74,15 +74,17 @@ def load_checkpoint(
     """
     given = {"model": model, "ema": ema, "scaler": scaler, "epoch": epoch, "step": step}
     asked = {role: place for role, place in given.items() if place is not None}
-    name = os.fspath(path)
     try:
-        return (
-            _of_folder(name, asked, mmap)
-            if os.path.isdir(name)
-            else _of_object(io.load(path, mmap=mmap), asked)
-        )
+        return _read(path, asked, mmap)
     except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from error
+
+
+def _read(path: Any, asked: Asked, mmap: bool) -> Checkpoint:
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if isinstance(name, str) and os.path.isdir(name):
+        return _of_folder(name, asked, mmap)
+    return _of_object(io.load(path, mmap=mmap), asked)
 
 
 def _of_object(contents: Any, asked: Asked) -> Checkpoint:

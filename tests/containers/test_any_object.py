@@ -46,6 +46,11 @@ def test_a_checkpoint_or_one_error(contents, asked):
         assert "Checkpoint of" in str(ckpt) and "<table>" in ckpt._repr_html_()
 
 
+def test_a_version_too_long_to_spell():
+    obj = {"state_dict": {"w": np.ones(2)}, "pytorch-lightning_version": 7**9000}
+    assert _of_object(obj, {}).tool.evidence == "pytorch-lightning_version a huge number"
+
+
 @pytest.mark.parametrize("obj", [3, None, "x", [1], np.ones(3), Opaque(Global("models", "Net"))])
 def test_what_is_no_dict_is_refused(obj):
     with pytest.raises(js.CheckpointError, match="no checkpoint, which is a dict, but"):

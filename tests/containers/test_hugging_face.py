@@ -110,6 +110,30 @@ def test_the_trainers_parts(trainer):
     assert ckpt.extra["training_args.bin"].state["weight_decay"] == 0.2
 
 
+def test_every_file_of_a_folder_is_in_one_part(trainer, gpt2):
+    for folder in (trainer / "checkpoint-3", gpt2[0] / "whole", gpt2[0] / "adapter"):
+        ckpt = js.load_checkpoint(folder)
+        parts = [ckpt.places["model"], *ckpt.optimizers, *ckpt.schedulers, *ckpt.extra]
+        assert sorted(parts) == sorted(path.name for path in folder.iterdir())
+
+
+def test_the_trainers_files_under_fsdp_and_mixed_precision(trainer, tmp_path):
+    """The names that Accelerate gives a whole state_dict under FSDP, and the scaler of a GPU."""
+    folder = shutil.copytree(trainer / "checkpoint-3", tmp_path / "fsdp")
+    torch.save(
+        {k: torch.tensor(v) for k, v in load_file(folder / "model.safetensors").items()},
+        folder / "pytorch_model_fsdp.bin",
+    )
+    (folder / "model.safetensors").unlink()
+    (folder / "optimizer.pt").rename(folder / "optimizer.bin")
+    scaler = torch.amp.GradScaler("cpu", init_scale=128.0)
+    torch.save(scaler.state_dict(), folder / "scaler.pt")
+    ckpt, before = js.load_checkpoint(folder), js.load_checkpoint(trainer / "checkpoint-3")
+    assert_same(ckpt.model, before.model)
+    assert ckpt.optimizer["param_groups"] == before.optimizer["param_groups"]
+    assert ckpt.scaler == scaler.state_dict() and ckpt.scaler["scale"] == 128.0
+
+
 def test_the_trainers_output_folder_names_its_checkpoints(trainer):
     with pytest.raises(
         js.CheckpointError, match='load one of the folders in it: "checkpoint-3", "checkpoint-6"'

@@ -1,5 +1,6 @@
 """Dicts that people save: each part is found under its usual names, nothing is guessed, nothing is lost."""
 
+import os
 from collections import Counter
 
 import numpy as np
@@ -7,9 +8,11 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 import jaxstate as js
 from jaxstate.containers._load import _of_object
+from jaxstate.display import checkpoint_table
 
 torch.manual_seed(1)
 NET = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
@@ -231,9 +234,29 @@ def test_what_it_prints_is_text(tmp_path):
     ]
 
 
-def test_a_missing_file_is_ios_error(tmp_path):
+def test_what_is_no_file_is_ios_error(tmp_path):
     with pytest.raises(js.FileError, match="cannot be read: No such file"):
         js.load_checkpoint(tmp_path / "none.pt")
+    for path in (3, None, b"last.pt", "a\0b"):
+        with pytest.raises(js.FileError, match="a path is due"):
+            js.load_checkpoint(path)
+
+
+def test_a_table_in_a_terminal(tmp_path):
+    ckpt = loaded(tmp_path, {"model": torch.nn.DataParallel(NET).state_dict(), "[red]": 1})
+    with open(os.devnull, "w") as nowhere:
+        console = Console(width=120, record=True, file=nowhere)
+        console.print(checkpoint_table(ckpt))
+    text = console.export_text()
+    for row in ckpt.rows:
+        assert all(cell in text for cell in row)
+    assert f"Checkpoint of {ckpt.tool}" in text and "[red]" in text
+
+
+def test_read_at_once_or_mapped(tmp_path):
+    ckpt = loaded(tmp_path, {"model": SD}, mmap=False)
+    (tmp_path / "last.pt").write_bytes(b"")
+    assert_arrays(ckpt.model, SD)
 
 
 def leaves(value):
