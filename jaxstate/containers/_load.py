@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jaxstate import io
@@ -132,7 +134,7 @@ def _of_folder(folder: str, asked: Asked, mmap: bool) -> Checkpoint:
         _refuse_asked(asked)
         return _deepspeed.load(folder, names, mmap)
     if ".metadata" in names:
-        return _of_object(io.load(folder, mmap=mmap), asked)
+        return _of_distributed(folder, names, _of_object(io.load(folder, mmap=mmap), asked))
     tool, evidence = _recognised(FOLDERS, frozenset(names))
     if tool is None:
         raise CheckpointError(_unknown(folder, names))
@@ -140,6 +142,13 @@ def _of_folder(folder: str, asked: Asked, mmap: bool) -> Checkpoint:
     return taken_apart(
         Recognised(tool.name, evidence), contents, tool.roles(names), tool.told(contents), asked
     )
+
+
+def _of_distributed(folder: str, names: Sequence[str], found: Checkpoint) -> Checkpoint:
+    """The object that the folder holds, and the paths of the files that are none of its own."""
+    others = [name for name in names if name != ".metadata" and not name.endswith(".distcp")]
+    tool = Recognised("torch.distributed.checkpoint", f".metadata, and in it {found.tool}")
+    return replace(found, tool=tool, extra={**{name: Path(folder, name) for name in others}, **found.extra})
 
 
 def _recognised(tools: Sequence[Any], contents: Any) -> tuple[Any, str]:

@@ -65,7 +65,10 @@ def test_a_folder_of_distributed_checkpoint(trained, tmp_path):
     except js.FileError as error:
         if "a folder; load one of the files" in str(error):
             pytest.skip("io does not read these folders yet")
+    (tmp_path / "dcp" / "meta.pt").write_bytes(b"of another tool")
     ckpt = js.load_checkpoint(tmp_path / "dcp")
+    assert ckpt.tool.name == "torch.distributed.checkpoint"
+    assert ckpt.extra == {"meta.pt": tmp_path / "dcp" / "meta.pt"}
     assert ckpt.epoch == 7 and set(ckpt.model) == set(net.state_dict())
     for key, value in whole(net.state_dict()).items():
         np.testing.assert_array_equal(np.asarray(ckpt.model[key]), value.numpy())
