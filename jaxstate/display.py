@@ -7,6 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from jaxstate.binding import COLUMNS, Binding
+from jaxstate.containers import Checkpoint
+from jaxstate.containers._checkpoint import COLUMNS as PARTS
 
 
 def state_dict_table(state_dict: Mapping[str, Any], title: str = "state_dict") -> Table:
@@ -37,6 +39,11 @@ def optimizer_table(state_dict: Mapping[str, Any], title: str = "optimizer's sta
 def binding_table(binding: Binding, title: str = "Binding") -> Table:
     """A Binding: which leaf each torch key is, and in which layout."""
     return _table(title, COLUMNS, binding.rows)
+
+
+def checkpoint_table(checkpoint: Checkpoint, title: str = "") -> Table:
+    """What a training tool wrote, part by part."""
+    return _table(title or f"Checkpoint of {checkpoint.tool}", PARTS, checkpoint.rows)
 
 
 def losses_table(

@@ -37,7 +37,10 @@ ROOMS = (
     "commands",
     "__main__",
 )
-OPTIONAL = ("torch", "equinox", "haiku", "safetensors", "einops", "hypothesis", "pytest")
+OPTIONAL = (
+    *("torch", "equinox", "haiku", "safetensors", "einops", "hypothesis", "pytest"),
+    *("transformers", "accelerate", "peft", "lightning"),
+)
 ABOVE_ALL = {"demo": "jaxstate"}  # the demo is a user of the whole
 
 

@@ -80,7 +80,7 @@ class Checkpoint:
     @property
     def rows(self) -> list[tuple[str, str, str]]:
         """A line for each part: what it is for, its place, and what stands there."""
-        return list(self._rows())
+        return [(part, str(place)[:80], what) for part, place, what in self._rows()]
 
     def __str__(self) -> str:
         return f"Checkpoint of {self.tool}\n\n{table(COLUMNS, self.rows)}"
@@ -90,7 +90,7 @@ class Checkpoint:
 
     __repr__ = __str__
 
-    def _rows(self) -> Iterator[tuple[str, str, str]]:
+    def _rows(self) -> Iterator[tuple[str, Any, str]]:
         if self.model is not None:
             yield "model", self.places.get("model", ""), said(self.model)
         for part in ("optimizer", "scheduler"):
@@ -111,7 +111,7 @@ def said(value: Any) -> str:
     >>> said([1, 2]), said("x" * 100)[-4:]
     ('list of 2', "...'")
     """
-    if is_optimizer(value) and isinstance(value.get("state"), Mapping):
+    if is_optimizer(value) and "state" in value:
         return f"optimizer, {_many(value['state'], 'state')} in {_many(value['param_groups'], 'group')}"
     if is_averaged(value) or is_state_dict(value):
         return f"state_dict, {_many(value, 'entry', 'entries')}, {_numbers(value)} numbers"

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.io import Opaque
+from jaxstate.io import Global, Opaque
 
 _SCALER = frozenset({"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"})
 
@@ -24,8 +24,19 @@ def is_state_dict(value: Any) -> bool:
 
 def is_tensor(value: Any) -> bool:
     """True of an array, and of what stands for a tensor that numpy cannot hold."""
-    rebuilt = isinstance(value, Opaque) and value.name.startswith("torch._utils._rebuild")
-    return rebuilt or (hasattr(value, "shape") and hasattr(value, "dtype") and type(value) is not type)
+    if isinstance(value, Opaque):
+        return value.name.startswith(("torch._utils._rebuild", "torch._tensor._rebuild"))
+    return hasattr(value, "shape") and hasattr(value, "dtype")
+
+
+def is_shard(value: Any) -> bool:
+    """True of a `DTensor` or a `ShardedTensor`, of which a file has the part of one process."""
+    names = (
+        [arg.name for arg in (value.function, *value.args) if isinstance(arg, Global)]
+        if isinstance(value, Opaque)
+        else []
+    )
+    return any(name.endswith((".DTensor", ".ShardedTensor")) for name in names)
 
 
 def is_optimizer(value: Any) -> bool:
@@ -36,7 +47,14 @@ def is_optimizer(value: Any) -> bool:
     """
     if not isinstance(value, Mapping) or not value:
         return False
-    return {"state", "param_groups"} <= set(value) or is_flat_optimizer(value)
+    groups = value.get("param_groups")
+    if isinstance(value.get("state"), Mapping) and isinstance(groups, list | tuple):
+        return all(map(_is_group, groups))
+    return is_flat_optimizer(value)
+
+
+def _is_group(value: Any) -> bool:
+    return isinstance(value, Mapping) and isinstance(value.get("params"), list | tuple)
 
 
 def is_flat_optimizer(value: Mapping[Any, Any]) -> bool:
@@ -70,7 +88,8 @@ def is_number(value: Any) -> bool:
     """
     if isinstance(value, bool | np.bool_):
         return False
-    return isinstance(value, int | float | np.number) or (isinstance(value, np.ndarray) and value.shape == ())
+    array = isinstance(value, np.ndarray | np.generic) and value.shape == () and value.dtype.kind in "iuf"
+    return array or isinstance(value, int | float)
 
 
 def is_namespace(value: Any) -> bool:

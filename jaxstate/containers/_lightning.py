@@ -6,6 +6,7 @@ is trained; without it `state_dict` is the model. A precision plugin's scaler st
 https://lightning.ai/docs/pytorch/stable/common/checkpointing_intermediate.html
 """
 
+from jaxstate.containers._checkpoint import said
 from jaxstate.containers._roles import Contents, Roles, Tool
 
 _VERSION = "pytorch-lightning_version"
@@ -24,7 +25,7 @@ _ROLES = {
 def _evidence(contents: Contents) -> str:
     if _VERSION not in contents or "state_dict" not in contents:
         return ""
-    return f"{_VERSION} {contents[_VERSION]!r}"
+    return f"{_VERSION} {said(contents[_VERSION])}"
 
 
 def _roles(contents: Contents) -> Roles:

@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from jaxstate import io
@@ -18,7 +20,7 @@ from jaxstate.containers import (
 )
 from jaxstate.containers._checkpoint import Checkpoint, Recognised, said
 from jaxstate.containers._folder import contents_of, names_in
-from jaxstate.containers._kinds import is_averaged, is_optimizer, is_state_dict
+from jaxstate.containers._kinds import is_averaged, is_optimizer, is_shard, is_state_dict
 from jaxstate.containers._roles import Asked, Contents, Part, taken_apart
 from jaxstate.errors import CheckpointError, quoted
 
@@ -74,21 +76,24 @@ def load_checkpoint(
     """
     given = {"model": model, "ema": ema, "scaler": scaler, "epoch": epoch, "step": step}
     asked = {role: place for role, place in given.items() if place is not None}
-    name = os.fspath(path)
     try:
-        return (
-            _of_folder(name, asked, mmap)
-            if os.path.isdir(name)
-            else _of_object(io.load(path, mmap=mmap), asked)
-        )
+        return _read(path, asked, mmap)
     except CheckpointError as error:
-        raise CheckpointError(f"{name}: {error}") from error
+        raise CheckpointError(f"{os.fspath(path)}: {error}") from error
+
+
+def _read(path: Any, asked: Asked, mmap: bool) -> Checkpoint:
+    name = os.fspath(path) if isinstance(path, os.PathLike) else path
+    if isinstance(name, str) and os.path.isdir(name):
+        return _of_folder(name, asked, mmap)
+    return _of_object(io.load(path, mmap=mmap), asked)
 
 
 def _of_object(contents: Any, asked: Asked) -> Checkpoint:
     """The object of one file, which is a dict of parts or one part itself."""
     if not isinstance(contents, Mapping):
         raise CheckpointError(f"no checkpoint, which is a dict, but {said(contents)}")
+    _refuse_shards(contents)
     if not asked and (part := _alone(contents)):
         return taken_apart(Recognised("torch", f"one {said(contents)}"), {}, {}, [part], asked)
     _megatron.refuse_file(contents)
@@ -101,6 +106,16 @@ def _of_object(contents: Any, asked: Asked) -> Checkpoint:
     return taken_apart(
         Recognised(tool.name, evidence or "a dict"), contents, roles, tool.told(contents), asked
     )
+
+
+def _refuse_shards(contents: Contents) -> None:
+    """Raises CheckpointError for tensors of which other processes have the rest."""
+    inside = [value for value in contents.values() if isinstance(value, Mapping)]
+    if any(is_shard(value) for values in (contents, *inside) for value in values.values()):
+        raise CheckpointError(
+            "tensors in it are sharded (DTensor, ShardedTensor), and a file has the part of one process; "
+            "save it with torch.distributed.checkpoint, or by get_state_dict with full_state_dict=True"
+        )
 
 
 def _alone(contents: Contents) -> Part | None:
@@ -119,7 +134,7 @@ def _of_folder(folder: str, asked: Asked, mmap: bool) -> Checkpoint:
         _refuse_asked(asked)
         return _deepspeed.load(folder, names, mmap)
     if ".metadata" in names:
-        return _of_object(io.load(folder, mmap=mmap), asked)
+        return _of_distributed(folder, names, _of_object(io.load(folder, mmap=mmap), asked))
     tool, evidence = _recognised(FOLDERS, frozenset(names))
     if tool is None:
         raise CheckpointError(_unknown(folder, names))
@@ -127,6 +142,13 @@ def _of_folder(folder: str, asked: Asked, mmap: bool) -> Checkpoint:
     return taken_apart(
         Recognised(tool.name, evidence), contents, tool.roles(names), tool.told(contents), asked
     )
+
+
+def _of_distributed(folder: str, names: Sequence[str], found: Checkpoint) -> Checkpoint:
+    """The object that the folder holds, and the paths of the files that are none of its own."""
+    others = [name for name in names if name != ".metadata" and not name.endswith(".distcp")]
+    tool = Recognised("torch.distributed.checkpoint", f".metadata, and in it {found.tool}")
+    return replace(found, tool=tool, extra={**{name: Path(folder, name) for name in others}, **found.extra})
 
 
 def _recognised(tools: Sequence[Any], contents: Any) -> tuple[Any, str]:

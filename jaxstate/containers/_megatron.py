@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from jaxstate.containers._roles import Contents
 from jaxstate.errors import CheckpointError
 
-_KEYS = {"checkpoint_version", "model"}
+_KEYS = {"checkpoint_version", "iteration", "model"}
+_MORE = {"args", "optimizer", "opt_param_scheduler", "rng_state", "num_floating_point_operations_so_far"}
 _FOLDER = re.compile(
     r"mp_rank_\d\d(_\d\d\d)*|iter_\d{7}|latest_checkpointed_iteration\.txt|model_optim_rng\.pt"
 )
@@ -14,8 +15,8 @@ _FOLDER = re.compile(
 
 def refuse_file(contents: Contents) -> None:
     """Raises CheckpointError for the dict of one rank."""
-    if _KEYS <= set(contents) and ("args" in contents or "iteration" in contents):
-        raise _refusal("checkpoint_version beside model")
+    if _KEYS <= set(contents) and _MORE & set(contents):
+        raise _refusal("checkpoint_version and iteration beside the model")
 
 
 def refuse_folder(names: Iterable[str]) -> None:

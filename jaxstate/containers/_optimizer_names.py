@@ -1,9 +1,9 @@
 """Optimizer names: wrappers are in the names of parameters too, where an optimizer's state_dict has names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from jaxstate.containers._kinds import is_flat_optimizer
+from jaxstate.containers._kinds import is_flat_optimizer, is_optimizer
 from jaxstate.containers._wrappers import Wrappers, bare_name, wrappers_in
 
 
@@ -14,9 +14,9 @@ def unwrap_optimizer(osd: Any) -> tuple[Any, Wrappers]:
     >>> unwrap_optimizer(osd)[0]["param_groups"]
     [{'params': [0], 'param_names': ['fc.weight']}]
     """
-    if not isinstance(osd, Mapping):
+    if not is_optimizer(osd):
         return osd, Wrappers()
-    flat = bool(osd) and is_flat_optimizer(osd)
+    flat = is_flat_optimizer(osd)
     wrappers = wrappers_in(_flat_names(osd) if flat else _names(osd))
     if not wrappers:
         return osd, wrappers
@@ -24,9 +24,7 @@ def unwrap_optimizer(osd: Any) -> tuple[Any, Wrappers]:
 
 
 def _names(osd: Mapping[str, Any]) -> list[str]:
-    groups = osd.get("param_groups")
-    rows = [group for group in groups if isinstance(group, Mapping)] if isinstance(groups, Sequence) else []
-    lists = [group.get(key) for group in rows for key in ("params", "param_names")]
+    lists = [group.get(key) for group in osd["param_groups"] for key in ("params", "param_names")]
     return [name for names in lists if isinstance(names, list) for name in names if isinstance(name, str)]
 
 
@@ -43,6 +41,8 @@ def _bare(osd: Mapping[str, Any], wrappers: Wrappers) -> dict[str, Any]:
 
 
 def _bare_names(names: Any, wrappers: Wrappers) -> Any:
+    if not isinstance(names, list):
+        return names
     return [bare_name(name, wrappers) if isinstance(name, str) else name for name in names]
 
 

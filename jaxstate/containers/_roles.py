@@ -114,8 +114,8 @@ def _places(role: str, roles: Roles, asked: Asked) -> list[Any]:
 
 def _problems(role: str, contents: Contents, roles: Roles, asked: Asked) -> Iterator[str]:
     places = _places(role, roles, asked)
-    if role in asked:
-        yield from _misfits(role, asked[role], contents)
+    if len(places) == 1:
+        yield from _misfits(role, places[0], contents)
     elif len(places) > 1 and not _agree([contents[place] for place in places]):
         yield _ambiguous(f"several may be the {role}", role, places, contents)
     elif role == "model" and not places and (perhaps := _places(PERHAPS, roles, asked)):
@@ -128,10 +128,14 @@ def _misfits(role: str, place: str, contents: Contents) -> Iterator[str]:
     if place not in contents:
         near = near_names([place], [str(name) for name in contents]).get(place)
         yield f'{role}="{place}": there is no such place' + (f'; did you mean "{near}"?' if near else "")
-    elif role in ("model", "ema", "scaler") and not isinstance(contents[place], Mapping):
+    elif role in ("model", "ema", "scaler") and not _has_names(contents[place]):
         yield f'{role}="{place}": no state_dict, but {said(contents[place])}'
     elif role in ("epoch", "step") and not is_number(contents[place]):
         yield f'{role}="{place}": no number, but {said(contents[place])}'
+
+
+def _has_names(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
 
 
 def _agree(values: Sequence[Any]) -> bool:

@@ -3,6 +3,7 @@
 https://github.com/huggingface/pytorch-image-models/blob/main/timm/utils/checkpoint_saver.py
 """
 
+from jaxstate.containers._checkpoint import said
 from jaxstate.containers._roles import Contents, Roles, Tool
 from jaxstate.containers._training_loop import roles_of
 
@@ -12,7 +13,7 @@ _KEYS = {"epoch", "arch", "state_dict", "optimizer", "version"}
 def _evidence(contents: Contents) -> str:
     if not _KEYS <= set(contents) or not isinstance(contents["arch"], str):
         return ""
-    return f"arch, state_dict, optimizer and version {contents['version']!r}"
+    return f"arch, state_dict, optimizer and version {said(contents['version'])}"
 
 
 def _roles(contents: Contents) -> Roles:
