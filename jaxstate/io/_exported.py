@@ -116,7 +116,7 @@ def _is_custom(meta: dict) -> bool:
 
 def _storages(archive: Archive, folder: str, config: Mapping[str, dict]) -> Mapping[str, Storage]:
     """One storage for each entry, so that what is tied stays tied."""
-    names = {meta.get("path_name") for meta in config.values() if meta.get("use_pickle") is not True}
+    names = [meta.get("path_name") for meta in config.values() if meta.get("use_pickle") is not True]
     return {name: _storage(archive, folder, name) for name in names if type(name) is str}
 
 

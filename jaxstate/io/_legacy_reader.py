@@ -95,7 +95,7 @@ def _finding(tensors: Tensors) -> Callable[[object], object]:
             return cls
         checked = _checked(pid)
         whole = tensors.storage(checked[:5])
-        return whole if checked[5] is None else _part(whole, checked[5])
+        return whole if checked[5] is None or isinstance(whole, Opaque) else _part(whole, checked[5])
 
     return find
 
