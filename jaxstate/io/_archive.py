@@ -90,4 +90,5 @@ def _rooted(entries: Mapping[str, _zip.Entry]) -> Mapping[str, _zip.Entry]:
     outside = [name for name in entries if not name.startswith(root)]
     if outside:
         raise FileError(f"a zip archive that is not torch's: {outside[0][:200]!r} stands outside of {root!r}")
-    return {name.removeprefix(root): entry for name, entry in entries.items()}
+    # Tools that pack a folder add entries for the folders themselves.
+    return {n.removeprefix(root): e for n, e in entries.items() if e.size or not n.endswith("/")}
