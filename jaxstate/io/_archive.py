@@ -15,9 +15,6 @@ from jaxstate.errors import FileError
 from . import _zip
 from ._recognise import other_archive
 
-MAX_INFLATED = 64 << 20
-"""Bytes that compressed entries may unfold to, all together, beyond four times the size of the file."""
-
 _MAX_SMALL = 4096
 
 
@@ -32,7 +29,7 @@ class Archive:
 
     def __init__(self, data: np.ndarray, entries: Mapping[str, _zip.Entry]):
         self.data, self.entries = data, entries
-        self._left = 4 * len(data) + MAX_INFLATED
+        self._left = 4 * len(data) + _zip.MAX_INFLATED
         self._inflated: dict[str, np.ndarray] = {}
         self.swapped = self._byteorder() != sys.byteorder
 

@@ -20,6 +20,7 @@ from ._machine import Meaning
 from ._pickle import interpret
 from ._records import Global, Opaque, Storage
 from ._tensors import Tensors
+from ._torch_reader import MAX_PICKLE
 from ._walk import walk
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -48,7 +49,7 @@ def read(data: np.ndarray) -> object:
 
 
 def _meaning(emulations: Mapping, persistent: Callable[[object], object], size: int) -> Meaning:
-    budget = Budget(16 * size + (1 << 20))
+    budget = Budget(16 * min(size, MAX_PICKLE) + (1 << 20))
     return Meaning(construct(emulations, budget), persistent, build(budget))
 
 
@@ -64,7 +65,9 @@ def _behind_header(stream: memoryview) -> int:
     if type(magic) is not int or magic != MAGIC or type(facts) is not dict:
         raise FileError("the file begins like one from before torch 1.6 and goes on otherwise")
     if type(version) is not int or version != VERSION:
-        raise FileError(f"a torch file from before 1.6 of version {str(version)[:40]}; {VERSION} is read")
+        raise FileError(
+            f"a torch file from before 1.6 of another version than {VERSION}, which alone is read"
+        )
     return position
 
 
