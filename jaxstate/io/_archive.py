@@ -80,12 +80,10 @@ def _rooted(entries: Mapping[str, _zip.Entry]) -> Mapping[str, _zip.Entry]:
     """The entries by their names below the root."""
     if not entries:
         raise FileError("an empty zip archive")
-    other = other_archive(entries)
-    if other:
-        raise FileError(other)
     root = next(iter(entries)).partition("/")[0] + "/"
     outside = [name for name in entries if not name.startswith(root)]
     if outside:
-        raise FileError(f"a zip archive that is not torch's: {outside[0][:200]!r} stands outside of {root!r}")
+        strange = f"a zip archive that is not torch's: {outside[0][:200]!r} stands outside of {root!r}"
+        raise FileError(other_archive(entries) or strange)
     # Tools that pack a folder add entries for the folders themselves.
     return {n.removeprefix(root): e for n, e in entries.items() if e.size or not n.endswith("/")}

@@ -66,7 +66,10 @@ def _model(archive: Archive) -> str:
     names = [m[1] for m in (re.fullmatch(r"models/([^/]+)\.json", name) for name in archive.entries) if m]
     if len(names) != 1:
         found = ", ".join(sorted(names)[:8]) or "none"
-        raise FileError(f"an exported program is due, and the archive holds {found}; {_RESAVE}")
+        raise FileError(
+            f"an exported program is due, and the archive holds {found} (a package of AOTInductor has none, "
+            f"but compiled code); {_RESAVE}"
+        )
     return names[0]
 
 
