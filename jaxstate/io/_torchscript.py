@@ -148,7 +148,8 @@ def _declared(archive: Archive, path: str) -> Mapping[str, Class]:
 
 
 _CLASS = re.compile(r"class (\w+)\((\w+)\):")
-_LIST = re.compile(r"  (__parameters__|__buffers__) = \[(.*)\]")
+_LIST = re.compile(r"  (__parameters__|__buffers__) = (.*)")
+_NAMES = re.compile(r'\[("[^"\\]*", )*\]')
 _FIELD = re.compile(r"  (\w+) : Tensor|  __annotations__\[(\".*\")\] = Tensor")
 _NAME = re.compile(r'"([^"\\]*)"')
 
@@ -179,8 +180,18 @@ def _blocks(text: str) -> Iterator[tuple[str, str, list[str]]]:
             yield match[1], match[2], lines[start + 1 : stop]
 
 
+def _lists(matches: list[re.Match[str]]) -> Mapping[str, frozenset[str]]:
+    """The names in the lists of a class. torch writes a quote in a name as it is, and cannot read it back."""
+    lists = {match[1]: frozenset(_NAME.findall(match[2])) for match in matches}
+    if len(lists) != len(matches) or not all(_NAMES.fullmatch(match[2]) for match in matches):
+        raise FileError(
+            f"the code has lists of names that torch cannot read: {matches[0][0].strip()[:200]!r}"
+        )
+    return lists
+
+
 def _class(lines: list[str]) -> Class:
-    lists = {match[1]: frozenset(_NAME.findall(match[2])) for match in map(_LIST.fullmatch, lines) if match}
+    lists = _lists([match for match in map(_LIST.fullmatch, lines) if match])
     fields = [match for match in map(_FIELD.fullmatch, lines) if match]
     tensors = frozenset(match[1] or match[2][1:-1] for match in fields)
     packed = any(line.startswith("  def __setstate__(") for line in lines)

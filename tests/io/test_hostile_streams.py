@@ -225,11 +225,28 @@ def test_a_module_in_itself(refused):
     refused(script(b"\x80\x02" + own, NET), "contains itself")
 
 
-@pytest.mark.parametrize(
-    "line", [b"  x = " + b'"' * 50_000 + b"\n", b'  __buffers__ = ["' + b"a" * 10**6 + b"]\n"]
-)
-def test_code_that_is_slow_to_match(loaded, line):
-    assert list(loaded(script(b"\x80\x02" + OBJECT + b".", NET + line, [TWO]))) == ["w"]
+SLOW = {
+    "quotes": (b"  x = " + b'"' * 10**6, None),
+    "annotations": (b'  __annotations__["' + b'"]' * 10**6, None),
+    "a name without end": (b'  __buffers__ = ["' + b"a" * 10**6 + b"]", "lists of names"),
+    "names without a comma": (b"  __buffers__ = [" + b'"a"' * 10**6 + b"]", "lists of names"),
+    "many names": (b"  __buffers__ = [" + b'"a", ' * 10**6 + b"]", None),
+}
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_code_that_is_slow_to_match(loaded, refused, name):
+    line, message = SLOW[name]
+    code = NET.replace(b"  __buffers__ = []", b"") if b"__buffers__" in line else NET
+    raw = script(b"\x80\x02" + OBJECT + b".", code + line + b"\n", [TWO])
+    if message:
+        refused(raw, message)
+    else:
+        assert list(loaded(raw)) == ["w"]
+
+
+def test_lists_of_names_that_stand_twice(refused):
+    refused(script(b"\x80\x02" + OBJECT + b".", NET + b"  __parameters__ = []\n", [TWO]), "lists of names")
 
 
 def test_code_that_inflates_without_end(tmp_path):

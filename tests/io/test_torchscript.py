@@ -99,6 +99,30 @@ def test_into_a_module_of_torch(scripted, tmp_path):
     assert np.array_equal(net.inner.a.detach().numpy(), ours["inner.a"])
 
 
+class Named(nn.Module):
+    def __init__(self, *names):
+        super().__init__()
+        for name in names:
+            self.register_buffer(name, torch.full((2,), float(len(name))))
+
+    def forward(self, x: torch.Tensor):
+        return x
+
+
+def test_names_of_any_kind(tmp_path, same):
+    torch.jit.script(Named("a-b", "1w", "a b", "\u00fc", "forward_")).save(tmp_path / "a.pt")
+    assert_same_state_dict(load(tmp_path / "a.pt"), tmp_path / "a.pt", same)
+
+
+@pytest.mark.parametrize("name", ['q"x', "b\\s", "n\nl"])
+def test_names_that_torch_writes_and_cannot_read(tmp_path, name):
+    torch.jit.script(Named("w", name)).save(tmp_path / "a.pt")
+    with pytest.raises(RuntimeError):
+        torch.jit.load(tmp_path / "a.pt")
+    with pytest.raises(FileError, match="lists of names that torch cannot read"):
+        load(tmp_path / "a.pt")
+
+
 class Holder(nn.Module):
     def __init__(self, value):
         super().__init__()
