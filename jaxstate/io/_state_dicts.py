@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 
 from jaxstate.errors import FileError
 
+from ._machine import is_plain_key
 from ._records import Opaque
 from ._torchscript import collected
 
@@ -118,7 +119,14 @@ def _optimizer(record: Opaque, attributes: Mapping) -> dict:
         raise FileError(f"{record.name[:200]} is not an optimizer as torch pickles it; {_RESAVE}")
     ids = _ids(groups)
     packed = [{**_options(group), "params": [ids[id(p)] for p in group["params"]]} for group in groups]
-    return {"state": {ids.get(id(key), key): value for key, value in pairs}, "param_groups": packed}
+    return {"state": {_key(key, ids): value for key, value in pairs}, "param_groups": packed}
+
+
+def _key(key: object, ids: Mapping[int, int]) -> object:
+    """The number of a parameter; torch leaves other keys as they are."""
+    if id(key) not in ids and not is_plain_key(key):
+        raise FileError(f"the optimizer has state of a {type(key).__name__} that none of its groups names")
+    return ids.get(id(key), key)
 
 
 def _ids(groups: list) -> dict[int, int]:

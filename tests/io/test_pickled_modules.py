@@ -90,6 +90,15 @@ def test_ids_of_a_group_that_names_a_parameter_twice(pickled, same):
     same(state_dict_of(ours), theirs.state_dict())
 
 
+def test_state_of_what_is_in_no_group(loaded):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    optimizer.state["global"] = {"step": 3}
+    assert state_dict_of(loaded(saved(optimizer)))["state"] == {"global": {"step": 3}}
+    optimizer.state[nn.Parameter(torch.ones(3))] = {"step": 4}
+    with pytest.raises(FileError, match="state of a ndarray that none of its groups names"):
+        state_dict_of(loaded(saved(optimizer)))
+
+
 def test_schedulers(pickled, same):
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
     kinds = torch.optim.lr_scheduler
