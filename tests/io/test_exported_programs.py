@@ -9,9 +9,10 @@ import torch
 from hostile_files import repacked
 from torch import nn
 from torch._export.serde.schema import SCHEMA_VERSION
-from torch._export.serde.serialize import serialize
+from torch._export.serde.serialize import _TORCH_TO_SERIALIZE_DTYPE, serialize
 
 from jaxstate.io import load, load_constants
+from jaxstate.io._dtypes import BY_EXPORT
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:No complete tensor found"
@@ -76,6 +77,14 @@ def test_from_before_torch_2_8(tmp_path, same, program):
         archive.writestr("serialized_example_inputs.pt", parts.example_inputs)
         archive.writestr("version", ".".join(map(str, SCHEMA_VERSION)))
     same(dict(load(tmp_path / "a.pt2")), dict(torch.export.load(tmp_path / "a.pt2").state_dict))
+
+
+def test_numbers_of_dtypes():
+    """All that torch writes, and no others."""
+    theirs = {
+        int(number): str(dtype).removeprefix("torch.") for dtype, number in _TORCH_TO_SERIALIZE_DTYPE.items()
+    }
+    assert dict(BY_EXPORT) == theirs
 
 
 def _config(change):
