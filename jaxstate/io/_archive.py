@@ -15,9 +15,6 @@ from jaxstate.errors import FileError
 from . import _zip
 from ._recognise import other_archive
 
-MAX_INFLATED = 64 << 20
-"""Bytes that compressed entries may unfold to, all together, beyond four times the size of the file."""
-
 _MAX_SMALL = 4096
 
 
@@ -32,7 +29,7 @@ class Archive:
 
     def __init__(self, data: np.ndarray, entries: Mapping[str, _zip.Entry]):
         self.data, self.entries = data, entries
-        self._left = 4 * len(data) + MAX_INFLATED
+        self._left = 4 * len(data) + _zip.MAX_INFLATED
         self._inflated: dict[str, np.ndarray] = {}
         self.swapped = self._byteorder() != sys.byteorder
 
@@ -83,11 +80,10 @@ def _rooted(entries: Mapping[str, _zip.Entry]) -> Mapping[str, _zip.Entry]:
     """The entries by their names below the root."""
     if not entries:
         raise FileError("an empty zip archive")
-    other = other_archive(entries)
-    if other:
-        raise FileError(other)
     root = next(iter(entries)).partition("/")[0] + "/"
     outside = [name for name in entries if not name.startswith(root)]
     if outside:
-        raise FileError(f"a zip archive that is not torch's: {outside[0][:200]!r} stands outside of {root!r}")
-    return {name.removeprefix(root): entry for name, entry in entries.items()}
+        strange = f"a zip archive that is not torch's: {outside[0][:200]!r} stands outside of {root!r}"
+        raise FileError(other_archive(entries) or strange)
+    # Tools that pack a folder add entries for the folders themselves.
+    return {n.removeprefix(root): e for n, e in entries.items() if e.size or not n.endswith("/")}

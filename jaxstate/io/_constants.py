@@ -25,6 +25,13 @@ def load_constants(path: str | os.PathLike[str], *, mmap: bool = True) -> Ordere
 
     Raises:
         FileError: missing, damaged, hostile, or of another format.
+
+    >>> import tempfile, zipfile
+    >>> path = os.path.join(tempfile.mkdtemp(), "net.pt")
+    >>> with zipfile.ZipFile(path, "w") as archive:
+    ...     archive.writestr("net/constants.pkl", b"\\x80\\x02K\\x01\\x85.")  # the tuple (1,)
+    >>> dict(load_constants(path)) == {}
+    True
     """
     name = path_name(path)
     try:

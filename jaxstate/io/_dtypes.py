@@ -73,6 +73,20 @@ DTYPES = (
 
 BY_TORCH: Mapping[str, Dtype] = MappingProxyType({row.torch: row for row in DTYPES})
 BY_STORAGE: Mapping[str, Dtype] = MappingProxyType({row.storage: row for row in DTYPES if row.storage})
+_IN_TORCHSCRIPT = {
+    "complex32": "ComplexHalfStorage",
+    **{f"uint{bits}": f"UInt{bits}Storage" for bits in (16, 32, 64)},
+}
+
+BY_TORCHSCRIPT_STORAGE: Mapping[str, Dtype] = MappingProxyType(
+    {
+        _IN_TORCHSCRIPT.get(row.torch, f"{row.torch.capitalize()}Storage"): row
+        for row in DTYPES
+        if not row.storage
+    }
+)
+"""The storages that C++ names in TorchScript, for dtypes whose storage has no class in Python."""
+
 BY_NUMPY: Mapping[np.dtype, Dtype] = MappingProxyType(
     {row.numpy: row for row in DTYPES if row.numpy is not None}
 )
@@ -100,7 +114,7 @@ BY_EXPORT: Mapping[int, str] = MappingProxyType(
 
 
 def storage_itemsize(name: str) -> int | None:
-    """Bytes an element of the storage class of this name, or None if there is no such class.
+    """Bytes an element of the storage class of this name, or None if Python has no such class.
 
     >>> storage_itemsize("BFloat16Storage"), storage_itemsize("UntypedStorage"), storage_itemsize("Storage")
     (2, 1, None)

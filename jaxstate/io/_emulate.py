@@ -127,6 +127,17 @@ def _size(args: tuple, budget: Budget) -> tuple | None:
     return args[0] if len(args) == 1 and type(args[0]) is tuple else None
 
 
+# TorchScript's own: C++ writes the type of a list or a dict beside it, as in `Dict[str, bool]`.
+
+
+def _untagged(args: tuple, budget: Budget) -> object | None:
+    return args[0] if len(args) == 2 and type(args[1]) is str and type(args[0]) in (list, dict) else None
+
+
+def _built_list(args: tuple, budget: Budget) -> list | None:
+    return args[0] if len(args) == 1 and type(args[0]) is list else None
+
+
 # numpy's own. An array of kind O would hold pickles again; only numbers are read.
 
 
@@ -191,6 +202,11 @@ EMULATIONS: Mapping[str, Emulation] = MappingProxyType(
         "builtins.complex": _complex,
         "_codecs.encode": _encode,
         "torch.Size": _size,
+        "torch.jit._pickle.restore_type_tag": _untagged,
+        "torch.jit._pickle.build_intlist": _built_list,
+        "torch.jit._pickle.build_doublelist": _built_list,
+        "torch.jit._pickle.build_boollist": _built_list,
+        "torch.jit._pickle.build_tensorlist": _built_list,
         "numpy._core.multiarray.scalar": _scalar,
         "numpy.core.multiarray.scalar": _scalar,
         "numpy._core.numeric._frombuffer": _from_buffer,

@@ -66,7 +66,10 @@ def _model(archive: Archive) -> str:
     names = [m[1] for m in (re.fullmatch(r"models/([^/]+)\.json", name) for name in archive.entries) if m]
     if len(names) != 1:
         found = ", ".join(sorted(names)[:8]) or "none"
-        raise FileError(f"an exported program is due, and the archive holds {found}; {_RESAVE}")
+        raise FileError(
+            f"an exported program is due, and the archive holds {found} (a package of AOTInductor has none, "
+            f"but compiled code); {_RESAVE}"
+        )
     return names[0]
 
 
@@ -116,7 +119,7 @@ def _is_custom(meta: dict) -> bool:
 
 def _storages(archive: Archive, folder: str, config: Mapping[str, dict]) -> Mapping[str, Storage]:
     """One storage for each entry, so that what is tied stays tied."""
-    names = {meta.get("path_name") for meta in config.values() if meta.get("use_pickle") is not True}
+    names = [meta.get("path_name") for meta in config.values() if meta.get("use_pickle") is not True]
     return {name: _storage(archive, folder, name) for name in names if type(name) is str}
 
 

@@ -9,6 +9,7 @@ import struct
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from ._machine import Meaning
 from ._pickle import interpret
 from ._records import Global, Opaque, Storage
 from ._tensors import Tensors
+from ._torch_reader import MAX_PICKLE
 from ._walk import walk
 
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -34,17 +36,38 @@ def read(data: np.ndarray) -> object:
     Raises:
         FileError: damaged, hostile, or with bytes behind its end.
     """
-    stream = data.data
-    start = _behind_header(stream)
+    start = _behind_header(data)
     # The storages stand behind the pickle that names them: it is read once for their sizes, once for them.
-    named: Named = {}
-    _, end = interpret(stream, _meaning(EMULATIONS, _noting(named), len(data)), start)
-    records = _records(data, named, end)
+    pickle, named = _pickle_at(data, start, _named)
+    records = _records(data, named, start + len(pickle))
     tensors = Tensors(records.__getitem__, sys.byteorder != "little", len(data))
-    value, _ = interpret(stream, _meaning(tensors.emulations(), _finding(tensors), len(data)), start)
+    value, _ = interpret(pickle, _meaning(tensors.emulations(), _finding(tensors), len(pickle)))
     for _ in walk(value, "obj"):
         pass
     return value
+
+
+T = TypeVar("T")
+
+
+def _pickle_at(data: np.ndarray, start: int, read: Callable[[bytes], tuple[T, int]]) -> tuple[bytes, T]:
+    """The bytes of the pickle at `start`, whose end only reading it tells, and what `read` makes of it.
+
+    It is tried with more and more of the file, since most of that is not the pickle.
+    """
+    size = _WINDOW
+    while True:
+        window = bytes(data[start : start + size])
+        try:
+            value, end = read(window)
+            return window[:end], value
+        except FileError:
+            if size >= min(len(data) - start, MAX_PICKLE):
+                raise
+            size *= 8
+
+
+_WINDOW = 1 << 18
 
 
 def _meaning(emulations: Mapping, persistent: Callable[[object], object], size: int) -> Meaning:
@@ -52,19 +75,30 @@ def _meaning(emulations: Mapping, persistent: Callable[[object], object], size: 
     return Meaning(construct(emulations, budget), persistent, build(budget))
 
 
-def _plain(stream: memoryview, start: int) -> tuple[object, int]:
-    """A pickle that calls for nothing."""
-    return interpret(stream, Meaning(Opaque, lambda pid: None, lambda made, state: made), start)
+def _plain(pickle: bytes) -> tuple[object, int]:
+    """What a pickle that calls for nothing holds, and its end."""
+    return interpret(pickle, Meaning(Opaque, lambda pid: None, lambda made, state: made))
 
 
-def _behind_header(stream: memoryview) -> int:
-    magic, position = _plain(stream, 0)
-    version, position = _plain(stream, position)
-    facts, position = _plain(stream, position)
-    if type(magic) is not int or magic != MAGIC or type(facts) is not dict:
+def _named(pickle: bytes) -> tuple[Named, int]:
+    """The storages that a pickle names, and its end."""
+    named: Named = {}
+    _, end = interpret(pickle, _meaning(EMULATIONS, _noting(named), len(pickle)))
+    return named, end
+
+
+def _behind_header(data: np.ndarray) -> int:
+    position, facts = 0, []
+    for _ in range(3):
+        pickle, value = _pickle_at(data, position, _plain)
+        position += len(pickle)
+        facts.append(value)
+    if type(facts[0]) is not int or facts[0] != MAGIC or type(facts[2]) is not dict:
         raise FileError("the file begins like one from before torch 1.6 and goes on otherwise")
-    if type(version) is not int or version != VERSION:
-        raise FileError(f"a torch file from before 1.6 of version {str(version)[:40]}; {VERSION} is read")
+    if type(facts[1]) is not int or facts[1] != VERSION:
+        raise FileError(
+            f"a torch file from before 1.6 of another version than {VERSION}, which alone is read"
+        )
     return position
 
 
@@ -95,7 +129,7 @@ def _finding(tensors: Tensors) -> Callable[[object], object]:
             return cls
         checked = _checked(pid)
         whole = tensors.storage(checked[:5])
-        return whole if checked[5] is None else _part(whole, checked[5])
+        return whole if checked[5] is None or isinstance(whole, Opaque) else _part(whole, checked[5])
 
     return find
 
@@ -132,7 +166,8 @@ def _part(whole: Storage, view: object) -> Storage:
 
 def _records(data: np.ndarray, named: Named, position: int) -> Mapping[str, np.ndarray]:
     """The bytes of each storage, in the order of the list that the file gives of them."""
-    keys, position = _plain(data.data, position)
+    pickle, keys = _pickle_at(data, position, _plain)
+    position += len(pickle)
     _check_keys(keys, named)
     records = {}
     for key in keys:  # pyright: ignore[reportGeneralTypeIssues]

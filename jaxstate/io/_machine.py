@@ -31,7 +31,7 @@ class Machine:
 
     __slots__ = ("data", "meaning", "position", "stack", "marks", "memo", "places", "names", "tuple_keys")
 
-    def __init__(self, data: bytes | memoryview, meaning: Meaning, start: int):
+    def __init__(self, data: bytes, meaning: Meaning, start: int):
         self.data, self.meaning, self.position = data, meaning, start
         self.stack: list = []
         self.marks: list[int] = []
@@ -45,16 +45,16 @@ class Machine:
         if not self.position <= end <= len(self.data):
             raise FileError(f"the pickle ends at byte {len(self.data)}, in the middle of an operand")
         start, self.position = self.position, end
-        return bytes(self.data[start:end])
+        return self.data[start:end]
 
     def number(self, format: struct.Struct) -> int:
         return format.unpack(self.take(format.size))[0]
 
     def line(self) -> str:
-        length = bytes(self.data[self.position : self.position + 4096]).find(b"\n")
-        if length < 0:
+        end = self.data.find(b"\n", self.position, self.position + 4096)
+        if end < 0:
             raise FileError(f"the name at byte {self.position} of the pickle does not end")
-        return text(self.take(length + 1)[:-1])
+        return text(self.take(end + 1 - self.position)[:-1])
 
     def push(self, value: object) -> None:
         self.stack.append(value)

@@ -20,7 +20,7 @@ MAX_MARKS = 10_000
 MAX_LONG_BYTES = 65_536
 
 
-def interpret(data: bytes | memoryview, meaning: Meaning, start: int = 0) -> tuple[object, int]:
+def interpret(data: bytes, meaning: Meaning, start: int = 0) -> tuple[object, int]:
     """The object that the pickle at `start` holds, and the position behind its STOP.
 
     Raises:

@@ -48,9 +48,9 @@ _OTHERS = (
     (0, b"<", "HTML or XML text, perhaps an error page in the place of a download"),
     (0, b"model_checkpoint_path", "the list of a folder of TensorFlow checkpoints; load one by TensorFlow"),
 )
-_FOOTERS = (
-    (b"\x57\xfb\x80\x8b\x24\x75\x47\xdb", "the index of a TensorFlow checkpoint; load it by TensorFlow"),
-)
+_TABLE_FOOTER = bytes.fromhex("57fb808b247547db")
+"""The end of a LevelDB table: how TensorFlow stores the index of a checkpoint."""
+
 _ARCHIVES = (
     (r".*\.npy", "arrays of numpy.savez; load them with numpy.load"),
     (r"model\.weights\.h5", "a Keras model; load it with keras.saving.load_model"),
@@ -61,7 +61,7 @@ _ARCHIVES = (
 
 
 def recognise(data: np.ndarray) -> tuple[str | None, str]:
-    """The format of a file, TORCH, SAFETENSORS or None, and for None what the file is instead.
+    """The format of a file, TORCH, LEGACY, SAFETENSORS or None, and for None what the file is instead.
 
     >>> recognise(np.frombuffer(b"GGUF....", np.uint8))[1]
     "a GGUF file, as llama.cpp reads it; fetch the model's safetensors instead"
@@ -100,9 +100,8 @@ def _other(head: bytes, footer: bytes) -> str:
     for offset, magic, what in _OTHERS:
         if head[offset : offset + len(magic)] == magic:
             return what
-    for magic, what in _FOOTERS:
-        if footer == magic:
-            return what
+    if footer == _TABLE_FOOTER:
+        return "the index of a TensorFlow checkpoint; load it by TensorFlow"
     return _structured(head) or f"neither a torch file nor safetensors; it begins with {head[:16]!r}"
 
 

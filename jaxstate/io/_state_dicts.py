@@ -1,4 +1,4 @@
-"""The state_dict of a module or an optimizer that was pickled whole, from the record of it.
+"""The state_dict of a module, an optimizer or a scheduler that was pickled whole, from the record of it.
 
 `torch.save(model)` stores the attributes of every module, under the name of its class. torch's own
 `state_dict` is a walk over three of them (`torch/nn/modules/module.py`, `_save_to_state_dict`), and needs no
@@ -9,20 +9,22 @@ from collections.abc import Iterator, Mapping
 
 from jaxstate.errors import FileError
 
+from ._machine import is_plain_key
 from ._records import Opaque
 from ._torchscript import collected
 
 
 def state_dict_of(record: Opaque) -> dict:
-    """What `state_dict()` of the module or optimizer gave, which a file holds as a whole object.
+    """What `state_dict()` gave of the module, optimizer or scheduler that a file holds as a whole object.
 
     Args:
         record: such as `jaxstate.load` gives for a file of `torch.save(model, path)`, or for a part of it.
 
     Returns:
-        Of a module, its parameters and its persistent buffers, in torch's order, without `_metadata`: the
-        versions are in the classes. Of an optimizer, `{"state": ..., "param_groups": ...}` with torch's
-        integer ids.
+        Of a module, its parameters and its persistent buffers in torch's order, without `_metadata`: the
+        versions are in the classes. A class whose `state_dict` is its own, by an override that leaves no
+        trace in its attributes, gives what the class of torch that it extends would. Of an optimizer,
+        `{"state": ..., "param_groups": ...}` with torch's integer ids; of a scheduler, its attributes.
 
     Raises:
         FileError: not such a record; or an object that computes its state_dict in a way of its own.
@@ -35,9 +37,14 @@ def state_dict_of(record: Opaque) -> dict:
     {'fc.weight': 1}
     """
     if not isinstance(record, Opaque):
-        raise FileError(f"a record of a pickled module or optimizer is due, not a {type(record).__name__}")
-    if _is_optimizer(record):
-        return _optimizer(record)
+        raise FileError(
+            f"a record of a pickled module, optimizer or scheduler is due, not a {type(record).__name__}"
+        )
+    state = record.state if type(record.state) is dict else {}
+    if {"state", "param_groups", "defaults"} <= set(state):
+        return _optimizer(record, state)
+    if record.name.startswith("torch.optim.lr_scheduler."):
+        return _scheduler(record, state)
     return collected(_module(record, ""))
 
 
@@ -81,8 +88,10 @@ _RESAVE = (
     "where you trust the file, save the state_dict of `torch.load(path, weights_only=False)` with torch.save"
 )
 _COMPUTED = (
-    "torch.ao.nn.",
+    "torch.ao.",
+    "torch.quantization.",
     "torch.nn.quantized.",
+    "torch.nn.quantizable.",
     "torch.nn.intrinsic.",
     "torch.nn.qat.",
     "torch.distributed.fsdp.",
@@ -101,26 +110,53 @@ def _names(value: object, prefix: str) -> frozenset | set:
     return value
 
 
-def _is_optimizer(record: Opaque) -> bool:
-    state = record.state
-    return type(state) is dict and {"state", "param_groups", "defaults"} <= set(state)
-
-
-def _optimizer(record: Opaque) -> dict:
+def _optimizer(record: Opaque, attributes: Mapping) -> dict:
     """torch's `Optimizer.state_dict`: parameters become the numbers of their first appearance."""
-    groups, ids = record.state["param_groups"], {}  # pyright: ignore
-    packed = [_packed(group, ids) for group in groups] if type(groups) is list else None
-    state = record.state["state"]  # pyright: ignore
+    groups, state = attributes["param_groups"], attributes["state"]
+    # torch makes it a defaultdict, whose keys are the parameters themselves: pairs of an inert record.
     pairs = state.items if isinstance(state, Opaque) else list(state.items()) if type(state) is dict else None
-    if packed is None or pairs is None:
+    if type(groups) is not list or pairs is None:
         raise FileError(f"{record.name[:200]} is not an optimizer as torch pickles it; {_RESAVE}")
-    return {"state": {ids.get(id(key), key): value for key, value in pairs}, "param_groups": packed}
+    ids = _ids(groups)
+    packed = [{**_options(group), "params": [ids[id(p)] for p in group["params"]]} for group in groups]
+    return {"state": {_key(key, ids): value for key, value in pairs}, "param_groups": packed}
 
 
-def _packed(group: object, ids: dict[int, int]) -> dict:
-    params = group.get("params") if type(group) is dict else None
-    if type(group) is not dict or type(params) is not list:
-        raise FileError(f"a group of the optimizer without a list of parameters; {_RESAVE}")
-    for param in params:
-        ids.setdefault(id(param), len(ids))
-    return {**{k: v for k, v in group.items() if k != "params"}, "params": [ids[id(p)] for p in params]}
+def _key(key: object, ids: Mapping[int, int]) -> object:
+    """The number of a parameter; torch leaves other keys as they are."""
+    if id(key) not in ids and not is_plain_key(key):
+        raise FileError(f"the optimizer has state of a {type(key).__name__} that none of its groups names")
+    return ids.get(id(key), key)
+
+
+def _ids(groups: list) -> dict[int, int]:
+    ids, start = {}, 0
+    for group in groups:
+        params = group.get("params") if type(group) is dict else None
+        if type(params) is not list:
+            raise FileError(f"a group of the optimizer without a list of parameters; {_RESAVE}")
+        # As torch counts: one that stands in a group twice has the number of its last place there.
+        ids |= {id(param): number for number, param in enumerate(params, start) if id(param) not in ids}
+        start += len(params)
+    return ids
+
+
+def _options(group: Mapping) -> dict:
+    return {key: value for key, value in group.items() if key != "params"}
+
+
+_SCHEDULERS = frozenset(
+    "StepLR MultiStepLR ConstantLR LinearLR ExponentialLR PolynomialLR CosineAnnealingLR ReduceLROnPlateau "
+    "CosineAnnealingWarmRestarts OneCycleLR SequentialLR ChainedScheduler".split()
+)
+"""Those whose state_dict is their attributes; the others call functions of the user."""
+
+
+def _scheduler(record: object, attributes: Mapping) -> dict:
+    name = record.name.rpartition(".")[2] if isinstance(record, Opaque) else type(record).__name__
+    if name not in _SCHEDULERS or not attributes:
+        raise FileError(f"the scheduler {name[:200]} keeps functions in its state_dict; {_RESAVE}")
+    kept = {key: value for key, value in attributes.items() if key not in ("optimizer", "_schedulers")}
+    if "_schedulers" in attributes:
+        kept["_schedulers"] = [_scheduler(part, part.state) for part in attributes["_schedulers"]]
+    return kept

@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxstate.errors import FileError
 
-from ._dtypes import BY_STORAGE, BY_TORCH, Dtype, storage_itemsize
+from ._dtypes import BY_STORAGE, BY_TORCH, BY_TORCHSCRIPT_STORAGE, Dtype, storage_itemsize
 from ._emulate import EMULATIONS, Budget, Emulation
-from ._records import Global, Raw, Storage
+from ._records import Global, Opaque, Raw, Storage
 
 MAX_DIMENSIONS = 64
 MAX_EXPANSION = 64 << 20
@@ -49,14 +49,19 @@ class Tensors:
             }
         )
 
-    def storage(self, pid: object) -> Storage:
-        """What the persistent id `("storage", class, key, location, numel)` names."""
+    def storage(self, pid: object) -> Storage | Opaque:
+        """What the persistent id `("storage", class, key, location, numel)` names.
+
+        On the device `meta` a storage has no values, whatever bytes stand under its key: it stays opaque.
+        """
         if type(pid) is not tuple or len(pid) != 5:
             raise FileError("a persistent id that is not of a storage")
         word, kind, key, location, numel = pid
         types = type(word), type(kind), type(key), type(location), type(numel)
         if types != (str, Global, str, str, int) or word != "storage":
             raise FileError("a persistent id that is not of a storage")
+        if location == "meta":
+            return Opaque(kind, (key, location, numel))
         data = self._record(key)
         _check_numel(kind, key, numel, len(data))
         if self._swapped and kind.attribute == "QInt32Storage":
@@ -88,7 +93,8 @@ class Tensors:
         return rebuild(args[2], budget) if rebuild and type(args[2]) is tuple else None
 
     def _typed(self, place: tuple, metadata: object):
-        dtype = BY_STORAGE.get(place[0].kind.attribute) if isinstance(place[0], Storage) else None
+        name = place[0].kind.attribute if isinstance(place[0], Storage) else ""
+        dtype = BY_STORAGE.get(name) or BY_TORCHSCRIPT_STORAGE.get(name)
         return dtype and self.tensor(dtype, place, metadata)
 
     def tensor(self, dtype: Dtype, place: tuple, metadata: object = None) -> np.ndarray | Raw:
@@ -149,7 +155,8 @@ def _same_dtype(args: tuple, budget: Budget) -> object | None:
 
 
 def _check_numel(kind: Global, key: str, numel: int, found: int) -> None:
-    itemsize = storage_itemsize(kind.attribute)
+    row = BY_TORCHSCRIPT_STORAGE.get(kind.attribute)
+    itemsize = row.itemsize if row else storage_itemsize(kind.attribute)
     if itemsize is None or not 0 <= numel < 2**62 or not kind.module.startswith("torch"):
         raise FileError(f"storage {key!r} of class {kind.name[:200]} is not one of torch")
     # torch counts whole elements, so a few bytes may be left over.

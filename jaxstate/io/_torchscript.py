@@ -24,11 +24,19 @@ MAX_KEYS = 1_000_000
 
 
 class Class(NamedTuple):
-    """What the text of a module's class says of its attributes; `buffers` is None where it says nothing."""
+    """What the text of a module's class says of its attributes.
+
+    Attributes:
+        parameters: the names of its parameters.
+        buffers: the names of its buffers; None where the text has no list of them.
+        tensors: the names of the attributes whose type is Tensor.
+        packed: whether it turns its state into something else, by a method of its own.
+    """
 
     parameters: frozenset[str]
     buffers: frozenset[str] | None
     tensors: frozenset[str]
+    packed: bool
 
 
 def read(archive: Archive) -> OrderedDict:
@@ -73,7 +81,7 @@ def _entries(module: object, prefix: str, classes: Classes) -> Iterator[tuple[st
     declared = classes(module) if isinstance(module, Opaque) else None
     if not isinstance(module, Opaque) or declared is None:
         raise FileError("data.pkl does not hold a module of TorchScript")
-    attributes = _attributes(module, prefix)
+    attributes = _attributes(module, prefix, declared)
     for name in (*_parameters(attributes, declared), *_buffers(attributes, declared, module, prefix)):
         yield prefix + name, attributes[name]
     for name, value in attributes.items():
@@ -81,14 +89,22 @@ def _entries(module: object, prefix: str, classes: Classes) -> Iterator[tuple[st
             yield from _entries(value, f"{prefix}{name}.", classes)
 
 
-def _attributes(module: Opaque, prefix: str) -> Mapping[str, object]:
+def _attributes(module: Opaque, prefix: str, declared: Class) -> Mapping[str, object]:
     state = module.state
-    if type(state) is not dict or not all(type(name) is str for name in state):
+    if declared.packed or type(state) is not dict or any(map(_is_custom, state.items())):
         raise FileError(
             f"module {prefix[:-1]!r} of class {module.name} packs its state by a method of its own, as "
             "quantized modules do; save `torch.jit.load(path).state_dict()` with torch.save"
         )
     return state
+
+
+def _is_custom(item: tuple[object, object]) -> bool:
+    """Whether an attribute is an object of C++, such as the packed weights of a quantized layer."""
+    name, value = item
+    return type(name) is not str or (
+        isinstance(value, Opaque) and value.name.startswith("__torch__.torch.classes.")
+    )
 
 
 def _parameters(attributes: Mapping[str, object], declared: Class) -> list[str]:
@@ -132,7 +148,8 @@ def _declared(archive: Archive, path: str) -> Mapping[str, Class]:
 
 
 _CLASS = re.compile(r"class (\w+)\((\w+)\):")
-_LIST = re.compile(r"  (__parameters__|__buffers__) = \[(.*)\]")
+_LIST = re.compile(r"  (__parameters__|__buffers__) = (.*)")
+_NAMES = re.compile(r'\[("[^"\\]*", )*\]')
 _FIELD = re.compile(r"  (\w+) : Tensor|  __annotations__\[(\".*\")\] = Tensor")
 _NAME = re.compile(r'"([^"\\]*)"')
 
@@ -163,8 +180,19 @@ def _blocks(text: str) -> Iterator[tuple[str, str, list[str]]]:
             yield match[1], match[2], lines[start + 1 : stop]
 
 
+def _lists(matches: list[re.Match[str]]) -> Mapping[str, frozenset[str]]:
+    """The names in the lists of a class. torch writes a quote in a name as it is, and cannot read it back."""
+    lists = {match[1]: frozenset(_NAME.findall(match[2])) for match in matches}
+    if len(lists) != len(matches) or not all(_NAMES.fullmatch(match[2]) for match in matches):
+        raise FileError(
+            f"the code has lists of names that torch cannot read: {matches[0][0].strip()[:200]!r}"
+        )
+    return lists
+
+
 def _class(lines: list[str]) -> Class:
-    lists = {match[1]: frozenset(_NAME.findall(match[2])) for match in map(_LIST.fullmatch, lines) if match}
+    lists = _lists([match for match in map(_LIST.fullmatch, lines) if match])
     fields = [match for match in map(_FIELD.fullmatch, lines) if match]
     tensors = frozenset(match[1] or match[2][1:-1] for match in fields)
-    return Class(lists.get("__parameters__", frozenset()), lists.get("__buffers__"), tensors)
+    packed = any(line.startswith("  def __setstate__(") for line in lines)
+    return Class(lists.get("__parameters__", frozenset()), lists.get("__buffers__"), tensors, packed)

@@ -26,6 +26,9 @@ _MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF
 _ENCRYPTED = 1
 _PIECE = 1 << 20
 
+MAX_INFLATED = 64 << 20
+"""Bytes that compressed entries may unfold to, all together, beyond four times the size of the file."""
+
 
 class Entry(NamedTuple):
     """One entry: its name, how it is stored, and where its payload lies in the file."""
@@ -101,6 +104,8 @@ def verify(data: np.ndarray) -> None:
             "the archive was written without checksums (torch.serialization.set_crc32_options(False)), so "
             "that nothing can be verified; load it with verify=False"
         )
+    if sum(entry.size for entry in found if entry.method != STORED) > MAX_INFLATED + 4 * len(data):
+        raise FileError(f"the entries are compressed and announce far more than the file's {len(data)} bytes")
     differing = [entry.name for entry in found if _crc(data, entry) != entry.crc]
     if differing:
         more = f" and {len(differing) - 8} more" if len(differing) > 8 else ""
@@ -115,7 +120,7 @@ def _crc(data: np.ndarray, entry: Entry) -> int | None:
     raw = data.data[entry.start : entry.start + entry.stored]
     pieces = (raw[at : at + _PIECE] for at in range(0, len(raw), _PIECE))
     if entry.method == DEFLATED:
-        pieces = _inflated_pieces(pieces)
+        pieces = _inflated_pieces(pieces, entry.size)
     elif entry.method != STORED:
         return None
     crc = 0
@@ -124,13 +129,20 @@ def _crc(data: np.ndarray, entry: Entry) -> int | None:
     return crc
 
 
-def _inflated_pieces(pieces: Iterable[memoryview]) -> Iterable[bytes]:
+def _inflated_pieces(pieces: Iterable[memoryview], left: int) -> Iterable[bytes]:
+    """What the pieces inflate to, until it is more than is left."""
     inflating = zlib.decompressobj(-zlib.MAX_WBITS)
-    for piece in pieces:
-        rest = piece
-        while len(rest):
-            yield inflating.decompress(rest, _PIECE)
-            rest = inflating.unconsumed_tail
+    for rest in pieces:
+        while len(rest) and left >= 0:
+            yield (piece := _decompressed(inflating, rest))
+            left, rest = left - len(piece), inflating.unconsumed_tail
+
+
+def _decompressed(inflating, raw: bytes | memoryview) -> bytes:
+    try:
+        return inflating.decompress(raw, _PIECE)
+    except zlib.error as error:
+        raise FileError(f"a compressed entry cannot be inflated: {error}") from error
 
 
 def _inflated(raw: bytes, entry: Entry) -> bytes:

@@ -62,14 +62,14 @@ def stream(pkl, storages=(("0", 2, bytes(8)),), keys=None, version=1001, facts=b
     return head + pkl + pickle.dumps(named, 2) + raw + tail
 
 
-def repacked(path, change):
+def repacked(path, change, method=None):
     """The archive with each entry's bytes as `change(name, bytes)` gives them; None leaves the entry out."""
     file = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(file, "w") as out:
         for info in archive.infolist():
             content = change(info.filename.partition("/")[2], archive.read(info))
             if content is not None:
-                out.writestr(info, content, info.compress_type)
+                out.writestr(info, content, info.compress_type if method is None else method)
     return file.getvalue()
 
 

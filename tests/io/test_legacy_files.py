@@ -114,6 +114,18 @@ def test_a_storage_that_is_a_view_of_another(loaded):
     assert loaded(raw).tolist() == theirs.tolist() == [3, 4]
 
 
+def test_from_a_gpu_and_from_the_first_torches(loaded):
+    """Storages of other devices are bytes like all others; `_rebuild_tensor` has four arguments."""
+    content = np.arange(2, dtype="f4").tobytes()
+    pkl = tensor(kind=b"torch.cuda\nFloatStorage", view=b"N").replace(text("cpu"), text("cuda:0"))
+    raw = stream(pkl, [("0", 2, content)])
+    theirs = torch.load(io.BytesIO(raw), weights_only=True, map_location="cpu")
+    assert loaded(raw).tolist() == theirs.tolist() == [0, 1]
+    raw = stream(tensor(view=b"N").replace(b"_v2", b"").replace(b"\x89N", b""), [("0", 2, content)])
+    theirs = torch.load(io.BytesIO(raw), weights_only=True)
+    assert loaded(raw).tolist() == theirs.tolist() == [0, 1]
+
+
 def test_text_of_python_2(loaded):
     raw = stream(b"\x80\x02}U\x06weightU\x03abcs.", [])
     assert loaded(raw) == torch.load(io.BytesIO(raw), weights_only=True) == {"weight": "abc"}
