@@ -46,9 +46,7 @@ def check_tiling(shape: tuple[int, ...], boxes: Sequence[Corners]) -> None:
     """
     # An axis along which nothing is cut tells nothing, unless it has no points at all.
     cut = [
-        axis
-        for axis, n in enumerate(shape)
-        if not all((o[axis], s[axis]) == (0, n) != (0, 0) for o, s in boxes)
+        axis for axis, n in enumerate(shape) if n == 0 or any((o[axis], s[axis]) != (0, n) for o, s in boxes)
     ]
     if len(boxes) << len(cut) > MAX_CORNERS:
         raise FileError(f"{len(boxes)} parts that are cut along {len(cut)} axes; that is more than is read")
