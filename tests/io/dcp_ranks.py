@@ -2,8 +2,9 @@
 
     python dcp_ranks.py FOLDER
 
-Written are FOLDER/mesh and FOLDER/fsdp, and what they hold as whole tensors in FOLDER/*.pt. Where there is a
-FOLDER/ours, each rank loads its shards of it, and FOLDER/ours.pt has them gathered.
+Written are FOLDER/mesh and FOLDER/fsdp, and what they hold as whole tensors in FOLDER/*.pt; and in
+FOLDER/parts some tensors of the first, as each rank's safetensors. Where there is a FOLDER/ours, each rank
+loads its shards of it, and FOLDER/ours.pt has them gathered.
 """
 
 import sys
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import torch.multiprocessing as mp
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -69,6 +71,11 @@ def main(rank, folder):
         whole = gathered(obj)
         if rank == 0:
             torch.save(whole, folder / f"{name}.pt")
+    parts = {key: mesh_state["m"][key] for key in ("rows", "columns", "same", "half")}
+    writer = HuggingFaceStorageWriter(
+        str(folder / "parts"), fqn_to_index_mapping=dict.fromkeys(parts, 1), save_distributed=True
+    )
+    dcp.save(parts, storage_writer=writer)
     if (folder / "ours").exists():
         empty = {"m": {k: v * 0 for k, v in tensors(mesh).items() if k != "complex32"}}
         dcp.load(empty, checkpoint_id=folder / "ours")

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections import OrderedDict
@@ -134,6 +135,25 @@ def test_parts_of_what_is_in_shards(ranks):
         "middle": (1, slice(None), slice(0, 3, 2)),
     }.items():
         assert np.array_equal(found[name][index], whole[name].numpy()[index])
+
+
+def test_safetensors_of_each_rank(ranks, same, tmp_path):
+    """Files of parts are put together; one of them alone is refused where it tells that it is a part."""
+    found, whole = load(ranks / "parts"), torch.load(ranks / "mesh.pt")["m"]
+    names = sorted(os.listdir(ranks / "parts"))
+    assert len(names) == 2 and not any(name.endswith(".json") for name in names)
+    assert {key for key, value in found.items() if isinstance(value, js.LazyArray)} == {
+        "rows",
+        "columns",
+        "half",
+    }
+    same(as_arrays(dict(found)), {key: whole[key] for key in found})
+    assert set(found) == {"rows", "columns", "same", "half"} and found.__metadata__ == {}
+    with pytest.raises(FileError, match="one rank's part of .*load the folder"):
+        load(ranks / "parts" / names[1])
+    shutil.copy(ranks / "parts" / names[1], tmp_path / names[1])
+    with pytest.raises(FileError, match="parts do not fill shape .*; a file is missing"):
+        load(tmp_path)
 
 
 def test_fsdp_with_its_optimizer(ranks, same):

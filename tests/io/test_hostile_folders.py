@@ -171,6 +171,62 @@ def test_folders_without_a_checkpoint(tmp_path):
     refused(tmp_path, "every rank has its own metadata")
 
 
+def part(folder, number, arrays, places):
+    text = (
+        places
+        if isinstance(places, str)
+        else json.dumps({k: {"saved_offsets": v} for k, v in places.items()})
+    )
+    path = folder / f"shard-{number:05d}-model-00001-of-00001.safetensors"
+    safetensors.numpy.save_file(arrays, path, {"DCP_SHARDING_INFO": text})
+
+
+ROWS = np.ones((2, 3), "f4")
+PARTS = {
+    "a gap": ({"a": (ROWS, [0, 0])}, {"a": (ROWS, [3, 0])}, "do not fill shape"),
+    "an overlap": ({"a": (ROWS, [0, 0])}, {"a": (ROWS, [1, 0])}, "do not fill shape"),
+    "far away": ({"a": (ROWS, [0, 0])}, {"a": (ROWS, [2**61, 2**61])}, "do not fill shape"),
+    "dtypes": ({"a": (ROWS, [0, 0])}, {"a": (ROWS.astype("f8"), [2, 0])}, "several dtypes"),
+    "axes": ({"a": (ROWS, [0, 0])}, {"a": (ROWS[0].copy(), [2])}, "several dtypes or numbers of axes"),
+    "too few numbers": (
+        {"a": (ROWS, [0, 0])},
+        {"a": (ROWS, [2])},
+        'no place in the whole tensor is given for "a"',
+    ),
+    "text": ({"a": (ROWS, [0, 0])}, {"a": (ROWS, "2")}, "DCP_SHARDING_INFO is not a map"),
+    "negative": ({"a": (ROWS, [0, 0])}, {"a": (ROWS, [-2, 0])}, "DCP_SHARDING_INFO is not a map"),
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_that_lie(tmp_path, name):
+    *files, message = PARTS[name]
+    for number, entries in enumerate(files, 1):
+        part(
+            tmp_path, number, {k: v for k, (v, _) in entries.items()}, {k: o for k, (_, o) in entries.items()}
+        )
+    refused(tmp_path, message)
+
+
+def test_parts_without_places(tmp_path):
+    part(tmp_path, 1, {"a": ROWS}, {"a": [0, 0]})
+    for text in ("{", "[]", '{"a": 1}', "{}", '{"a": {}, "a": {}}'):
+        part(tmp_path, 2, {"a": ROWS}, text)
+        refused(tmp_path, "shard-00002.*(DCP_SHARDING_INFO|no place)")
+    part(tmp_path, 2, {"a": ROWS * 2}, {"a": [2, 0]})
+    assert np.array_equal(load(tmp_path)["a"], np.concatenate([ROWS, ROWS * 2]))
+
+
+def test_two_kinds_in_one_folder(shards, tmp_path):
+    with pytest.raises(FileError, match=f"a checkpoint of another kind, {INDEX}; save into another folder"):
+        save(WEIGHTS, shards, format="dcp")
+    save(WEIGHTS, tmp_path / "b", format="dcp")
+    with pytest.raises(FileError, match="a checkpoint of another kind, .metadata; save into another folder"):
+        save(WEIGHTS, tmp_path / "b", max_shard_size=48)
+    shutil.copy(tmp_path / "b" / ".metadata", shards / ".metadata")
+    refused(shards, f"two checkpoints, .metadata and {INDEX}; take one out")
+
+
 # torch.distributed.checkpoint.
 
 
