@@ -142,6 +142,13 @@ def test_indices_that_lie(shards, name, at_once):
         refused(shards, message)
 
 
+def test_sizes_that_are_refused_unread(shards, folder, at_once):
+    os.truncate(shards / INDEX, 100_000_001)
+    refused(shards, "an index of 100000001 bytes; no more than 100000000 are read")
+    os.truncate(folder / ".metadata", (256 << 20) + 1)
+    refused(folder, r"\.metadata: it has 268435457 bytes; no more than 268435456 are read")
+
+
 def test_a_key_in_two_files(shards):
     safetensors.numpy.save_file(WEIGHTS, shards / SECOND)
     refused(shards, f'keys are there that the index has not or has elsewhere: "a in {SECOND}"')
@@ -244,8 +251,8 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def folder(written, tmp_path):
-    shutil.copytree(written, tmp_path / "a")
-    return tmp_path / "a"
+    shutil.copytree(written, tmp_path / "dcp")
+    return tmp_path / "dcp"
 
 
 @pytest.fixture
@@ -303,7 +310,7 @@ def path_of(name, path):
 
 
 LIES = {
-    "traversal": (place(A, relative_path="../a/" + FILE), "is a path"),
+    "traversal": (place(A, relative_path="../dcp/" + FILE), "is a path"),
     "absolute": (place(A, relative_path="/etc/passwd"), "is a path"),
     "a folder": (place(A, relative_path=".."), "is a path"),
     "no such file": (place(A, relative_path="__9_0.distcp"), "not there: __9_0.distcp"),

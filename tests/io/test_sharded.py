@@ -171,6 +171,16 @@ def test_an_empty_dict(tmp_path):
     assert os.listdir(tmp_path / "a") == ["model.safetensors"] and dict(load(tmp_path / "a")) == {}
 
 
+def test_relative_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(arrays(), "a", max_shard_size=100)
+    monkeypatch.chdir(tmp_path / "a")
+    for path in (".", "model.safetensors.index.json", "../a/"):
+        assert list(load(path)) == list(TENSORS)
+    save({"b": np.arange(3)}, ".", max_shard_size=100)
+    assert os.listdir(".") == ["model.safetensors"] and load(".")["b"].tolist() == [0, 1, 2]
+
+
 def test_tensors_are_views_of_their_files(tmp_path):
     save(arrays(), tmp_path / "a", max_shard_size=100)
     found = load(tmp_path / "a")
