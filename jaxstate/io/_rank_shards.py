@@ -35,7 +35,8 @@ def files(names: Sequence[str]) -> list[str]:
 def read(folder: str, names: Sequence[str], mapped: bool) -> OrderedDict:
     """The whole tensors by name: views where one file has all of a tensor, and lazy arrays elsewhere.
 
-    A file that is missing shows where it leaves a gap, or a key that the model asks for.
+    No file says how large the whole is. One that is missing leaves a gap, which is refused, or a key or the
+    end of a tensor less, which strict loading into a model refuses; torch's own reader cannot tell, either.
 
     Raises:
         FileError: a damaged file, a file that does not tell its parts' places, or parts that do not fit.
