@@ -65,6 +65,9 @@ class LazyArray:
             raise TypeError("len() of an array without axes")
         return self.shape[0]
 
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return iter(np.asarray(self))
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self._checked(self.make(), self.shape), dtype, copy=copy)
 

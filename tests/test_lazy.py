@@ -64,6 +64,7 @@ def test_it_is_made_anew_each_time():
     first[...] = 0
     assert second.tolist() == [[3, 5, 7]] and len(read) == 2
     assert np.asarray(lazy, np.float64).dtype == np.float64
+    assert [row.tolist() for row in lazy] == [[3, 5, 7]] and len(read) == 4
     assert jax.numpy.asarray(lazy).tolist() == [[3, 5, 7]]
     with pytest.raises(TypeError):
         len(LazyArray((), "int8", lambda: np.int8(3)))

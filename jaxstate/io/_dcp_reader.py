@@ -23,7 +23,7 @@ from ._mapping import file_bytes
 from ._members import member
 from ._nesting import nested
 from ._records import Raw
-from ._tiling import Chunk, assembled, check_tiling
+from ._tiling import Chunk, assembled, check_tiling, joined
 
 METADATA = ".metadata"
 
@@ -120,9 +120,7 @@ def _tensor(tensor: Tensor, files: Mapping[str, np.ndarray]) -> np.ndarray | Raw
     if tensor.dtype.numpy is None:
         return _raw(tensor, full, found)
     chunks = [Chunk(piece.offset, array) for piece, array in zip(full, found, strict=True)]
-    whole = tuple(slice(0, n, 1) for n in tensor.shape)
-    read = partial(assembled, chunks, dtype=tensor.dtype.numpy)
-    return LazyArray(tensor.shape, tensor.dtype.numpy, partial(read, whole), read)
+    return joined(tensor.shape, tensor.dtype.numpy, chunks)
 
 
 def _chunk(piece: Piece, dtype: Dtype, files: Mapping[str, np.ndarray]):

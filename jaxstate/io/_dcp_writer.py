@@ -62,8 +62,15 @@ def _items(obj: object) -> tuple[dict[str, _Item], dict[str, Path]]:
             raise FileError(f'two entries are "{name[:200]}" when steps are joined by dots; rename one')
         paths[name] = path
         if not hollow:
-            items[name] = _Item(prepare(value, spell(linked(path))), leaf(value))
+            items[name] = _item(value, spell(linked(path)))
     return items, paths
+
+
+def _item(value: object, place: str) -> _Item:
+    archive, array = prepare(value, place), leaf(value)
+    if array is not None and array.dtype.torch.startswith("bits"):
+        raise FileError(f"{place}: an array of dtype {array.dtype.torch}, which torch's own load fails at")
+    return _Item(archive, array)
 
 
 def _write(file: BinaryIO, items: Mapping[str, _Item], spans: dict[str, tuple[int, int]]) -> None:

@@ -157,8 +157,10 @@ def _saver(format: str | None, name: str, max_shard_size: int | str | None):
     if max_shard_size is not None:
         if format not in (None, "safetensors"):
             raise FileError(f'max_shard_size is for safetensors, not for format="{format}"')
+        _folders.check_kind(name, distributed=False)
         return partial(_shards.save, max_shard_size=max_shard_size)
     if format == "dcp":
+        _folders.check_kind(name, distributed=True)
         return _dcp_writer.save
     prepare = _WRITERS.get(format or _format(name))
     if prepare is None:

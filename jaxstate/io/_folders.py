@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 from jaxstate.errors import FileError
 
-from . import _dcp_reader, _index
+from . import _dcp_reader, _index, _rank_shards
+from ._dcp_reader import METADATA
 from ._members import member
 
 _ORDER = (
@@ -28,16 +29,43 @@ def read(folder: str, read_file: Callable[[str], object], mapped: bool) -> objec
         mapped: whether arrays may be views of the files.
 
     Raises:
-        FileError: no checkpoint, or one that is damaged.
+        FileError: no checkpoint, one that is damaged, or one of each kind.
     """
-    names = sorted(os.listdir(folder))
-    if _dcp_reader.METADATA in names:
+    names = _names(folder)
+    hugging_face = _found(names)
+    if METADATA in names and hugging_face:
+        raise FileError(f"it holds two checkpoints, {METADATA} and {hugging_face}; take one out")
+    if METADATA in names:
         return _dcp_reader.read(folder, mapped)
-    for name in _ORDER:
-        if name in names:
-            path = member(folder, name)
-            return _index.read(path, read_file) if name.endswith(_index.SUFFIX) else read_file(path)
+    if hugging_face:
+        path = member(folder, hugging_face)
+        return _index.read(path, read_file) if path.endswith(_index.SUFFIX) else read_file(path)
+    if parts := _rank_shards.files(names):
+        return _rank_shards.read(folder, parts, mapped)
     raise FileError(_other(names))
+
+
+def check_kind(folder: str, distributed: bool) -> None:
+    """Refuse to write a checkpoint beside one of the other kind.
+
+    Raises:
+        FileError: the folder holds one of Hugging Face and is to hold one of torch's, or the other way round.
+    """
+    names = _names(folder) if os.path.isdir(folder) else []
+    found = _found(names) if distributed else METADATA if METADATA in names else None
+    if found:
+        raise FileError(f"it holds a checkpoint of another kind, {found}; save into another folder")
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))
+    except OSError as error:
+        raise FileError(f"cannot be read: {error.strerror or error}") from error
+
+
+def _found(names: list[str]) -> str | None:
+    return next((name for name in _ORDER if name in names), None)
 
 
 def _other(names: list[str]) -> str:

@@ -21,6 +21,10 @@ from ._records import Raw
 METADATA = "__metadata__"
 
 
+_PLACES = "DCP_SHARDING_INFO"
+"""The key in the metadata under which torch.distributed.checkpoint tells where parts of tensors belong."""
+
+
 def read(data: np.ndarray) -> OrderedDict:
     """The tensors by name, in the order of the header's keys; read-only views of `data`.
 
@@ -29,8 +33,35 @@ def read(data: np.ndarray) -> OrderedDict:
     tells that the order of the entries is the format's, which sorts them, and not a model's.
 
     Raises:
-        FileError: the header is damaged, or the tensors do not tile the rest of the file exactly.
+        FileError: the header is damaged, the tensors do not tile the rest of the file exactly, or some are
+            parts of tensors.
     """
+    result = tensors(data)
+    parts = [name for name, place in offsets(result.__metadata__).items() if any(place)]  # pyright: ignore
+    if parts:
+        raise FileError(f'it holds one rank\'s part of "{parts[0][:200]}"; load the folder with those of all')
+    return result
+
+
+def offsets(metadata: dict[str, str]) -> dict[str, tuple[int, ...]]:
+    """Where in whole tensors those of the file begin, for those of which it says so.
+
+    >>> offsets({"DCP_SHARDING_INFO": '{"w": {"saved_offsets": [3, 0]}}'})
+    {'w': (3, 0)}
+    """
+    if _PLACES not in metadata:
+        return {}
+    places = parsed(metadata[_PLACES].encode(errors="replace"), _PLACES)
+    found = {
+        key: place.get("saved_offsets") if type(place) is dict else None for key, place in places.items()
+    }
+    if not all(_is_sizes(place) for place in found.values()):
+        raise FileError(f"{_PLACES} is not a map from names to offsets")
+    return {key: tuple(place) for key, place in found.items()}  # pyright: ignore[reportArgumentType]
+
+
+def tensors(data: np.ndarray) -> OrderedDict:
+    """What `read` gives, where tensors may be parts."""
     header, start = _header(data)
     result = OrderedDict()
     result.__metadata__ = _metadata(header.pop(METADATA, {}))  # pyright: ignore[reportAttributeAccessIssue]

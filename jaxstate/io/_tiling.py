@@ -7,13 +7,14 @@ of its corners; boxes tile the array if and only if these add up to those of the
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxstate.errors import FileError
-from jaxstate.lazy import Box
+from jaxstate.lazy import Box, LazyArray
 
 MAX_CORNERS = 1 << 22
 
@@ -46,9 +47,7 @@ def check_tiling(shape: tuple[int, ...], boxes: Sequence[Corners]) -> None:
     """
     # An axis along which nothing is cut tells nothing, unless it has no points at all.
     cut = [
-        axis
-        for axis, n in enumerate(shape)
-        if not all((o[axis], s[axis]) == (0, n) != (0, 0) for o, s in boxes)
+        axis for axis, n in enumerate(shape) if n == 0 or any((o[axis], s[axis]) != (0, n) for o, s in boxes)
     ]
     if len(boxes) << len(cut) > MAX_CORNERS:
         raise FileError(f"{len(boxes)} parts that are cut along {len(cut)} axes; that is more than is read")
@@ -85,6 +84,12 @@ def assembled(chunks: Sequence[Chunk], box: Box, dtype: np.dtype) -> np.ndarray:
             here = tuple(slice(low - o, high - o) for (low, high), o in zip(spans, chunk.offset, strict=True))
             result[there] = chunk.values[here]
     return result
+
+
+def joined(shape: tuple[int, ...], dtype: np.dtype, chunks: Sequence[Chunk]) -> LazyArray:
+    """The array that chunks tile. Each time that it or a part is asked for, it is assembled anew."""
+    read = partial(assembled, chunks, dtype=dtype)
+    return LazyArray(shape, dtype, partial(read, tuple(slice(0, n, 1) for n in shape)), read)
 
 
 def _shared(span: slice, offset: int, length: int) -> tuple[int, int]:
