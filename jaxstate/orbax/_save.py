@@ -155,13 +155,22 @@ def _check(items: Mapping[str, Mapping[str, Any]]) -> None:
         f"{item}: {path or 'the whole tree'} is {_what(leaf)}"
         for item, row in items.items()
         for path, leaf in row.items()
-        if not is_storable(leaf)
+        if not is_storable(leaf) or _is_local(leaf)
     ]
     if lines:
         raise CheckpointError("these leaves cannot be kept:\n\t" + "\n\t".join(lines))
 
 
+def _is_local(leaf: Any) -> bool:
+    return jax.process_count() > 1 and isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+
+
 def _what(leaf: Any) -> str:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return "abstract, and has no values"
+    if _is_local(leaf):
+        return (
+            "on this process alone, and the processes might not agree on it; make it an array of all of them, "
+            "as jax.jit(tx.init, out_shardings=...) does, or one of numpy"
+        )
     return f"a {type(leaf).__name__}, no array of numbers that Orbax knows"
