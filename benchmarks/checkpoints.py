@@ -1,6 +1,6 @@
 """Checkpoints against bare Orbax, safetensors and plain files: the same bytes, ratios of one run.
 
-    python benchmarks/checkpoints.py [--mib 512] [--leaves 16] [--rounds 3] [--folder /dev/shm] [--json out.json]
+    python benchmarks/checkpoints.py [--mib 512] [--leaves 16] [--rounds 3] [--folder /dev/shm] [--json FILE]
 
 A save and a restore are each a process of their own, so that nothing is left from the one before; what is
 taken is the time of the call alone, its CPU time with all threads, and by how much anonymous memory (RssAnon)
