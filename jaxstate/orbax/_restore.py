@@ -161,9 +161,9 @@ def _restored(record: Record, found: Items, model: Any, opt_state: Any, rngs: An
 
 def _whole(path: Path, record: Record, sharding: Place | None) -> Restored:
     """All of a checkpoint, without templates."""
-    places = {
-        item: {p: _place(p, leaf, sharding) for p, leaf in row.items()} for item, row in record.leaves.items()
-    }
+    # A module's random state has its place in a module only.
+    asked = {item: row for item, row in record.leaves.items() if item != "random"}
+    places = {item: {p: _place(p, leaf, sharding) for p, leaf in row.items()} for item, row in asked.items()}
     found = read_leaves(path, record.leaves, places)
     for item, row in found.items():
         numbers = {p: NUMBERS[name](row[p]) for p in row if (name := record.leaves[item][p].number)}

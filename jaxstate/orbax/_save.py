@@ -170,7 +170,7 @@ def _what(leaf: Any) -> str:
         return "abstract, and has no values"
     if _is_local(leaf):
         return (
-            "on this process alone, and the processes might not agree on it; make it an array of all of them, "
-            "as jax.jit(tx.init, out_shardings=...) does, or one of numpy"
+            "on this process alone, and the processes might not agree on it; make it an array of all of "
+            "them, as jax.jit(tx.init, out_shardings=...) does, or one of numpy"
         )
     return f"a {type(leaf).__name__}, no array of numbers that Orbax knows"

@@ -242,3 +242,8 @@ def test_names_that_are_taken(tmp_path):
     js.orbax.save(tmp_path / "c", nnx.Linear(3, 5, rngs=nnx.Rngs(1)), step=3, extra={"step": 4})
     with pytest.raises(CheckpointError, match=r"extra has entries \['step'\]"):
         js.orbax.to_torch(tmp_path / "c")
+
+
+def test_a_tensor_is_no_leaf(tmp_path):
+    with pytest.raises(CheckpointError, match="optimizer: m is a Tensor, no array of numbers"):
+        js.orbax.save(tmp_path / "c", nnx.Linear(3, 5, rngs=nnx.Rngs(1)), {"m": torch.ones(2)})
