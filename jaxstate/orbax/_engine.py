@@ -24,7 +24,7 @@ def write(path: Path, items: Items) -> None:
         CheckpointError: it cannot be written. What was begun is removed.
     """
     engine, context = engine_and_context()
-    with _named(f"{path} was not written"), context:
+    with named(f"{path} was not written"), context:
         try:
             engine.save_checkpointables(path, dict(items))
         except BaseException:
@@ -39,14 +39,14 @@ def read(path: Path, targets: Items) -> dict[str, Any]:
         CheckpointError: what is stored is damaged or is not there.
     """
     engine, context = engine_and_context()
-    with _named(f"{path} cannot be read"), context:
+    with named(f"{path} cannot be read"), context:
         return engine.load_checkpointables(path, dict(targets))
 
 
 def read_tree(path: Path, name: str | None, targets: Any) -> Any:
     """Read one tree of a checkpoint that another program wrote, by the name it has there."""
     engine, context = engine_and_context()
-    with _named(f"{path} cannot be read"), context:
+    with named(f"{path} cannot be read"), context:
         return engine.load(path, targets, checkpointable_name=name)
 
 
@@ -56,7 +56,7 @@ def read_region(path: Path, name: str, region: Sequence[tuple[int, int]]) -> Any
 
     item, _, leaf = name.partition("/")
     store = {"driver": "ocdbt", "base": f"file://{path / item}/", "path": f"{leaf}/"}
-    with _named(f"{path} cannot be read"):
+    with named(f"{path} cannot be read"):
         array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
         return array[tuple(slice(*ends) for ends in region)].read().result()
 
@@ -80,7 +80,7 @@ def trees(path: Path) -> dict[str | None, Any]:
         CheckpointError: metadata that cannot be read.
     """
     engine, context = engine_and_context()
-    with _named(f"{path} cannot be read"), context:
+    with named(f"{path} cannot be read"), context:
         if (path / "_METADATA").exists():
             return {None: engine.metadata(path, checkpointable_name=None).metadata}
         found = engine.checkpointables_metadata(path).metadata
@@ -142,9 +142,6 @@ def named(what: str) -> Iterator[None]:
     except Exception as error:
         first = _first(error)
         raise CheckpointError(f"{what}: {type(first).__name__}: {first}") from error
-
-
-_named = named
 
 
 def _first(error: BaseException) -> BaseException:

@@ -4,6 +4,7 @@ Everything is looked at before Orbax is asked for anything: a save that Orbax gi
 files and threads behind.
 """
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxstate import tree
+from jaxstate.adapters import adapter_of
 from jaxstate.binding import Binding
 from jaxstate.convert import bind
 from jaxstate.errors import CheckpointError
@@ -79,7 +81,7 @@ def save(
     (True, 7)
     """
     path = new(path)
-    training = Training(model, opt_state, step, binding, scheduler, rngs, extra)
+    training = Training(model, opt_state, whole(step), binding, scheduler, rngs, extra)
     write(path, prepared(training, copy=False))
 
 
@@ -93,7 +95,8 @@ def prepared(training: Training, copy: bool) -> dict[str, Any]:
     Raises:
         CheckpointError: leaves that cannot be kept, all of them.
     """
-    binding = (training.binding or bind(training.model)).of(_leaves_of(training))
+    leaves = adapter_of(training.model).leaves(training.model)
+    binding = (training.binding or bind(training.model)).of(leaves)
     items = {
         **model_items(training.model, binding),
         "optimizer": optimizer_leaves(training.opt_state),
@@ -104,6 +107,17 @@ def prepared(training: Training, copy: bool) -> dict[str, Any]:
     meta = _record(training, binding, items, arrays).to_json()
     kept = {item: {path: x for path, x in row.items() if x.size} for item, row in arrays.items()}
     return {**{item: row for item, row in kept.items() if row}, META: meta}
+
+
+def whole(step: Any) -> int | None:
+    """A step as a Python number. Raises CheckpointError for what is no whole number above zero, or zero."""
+    try:
+        number = None if step is None else operator.index(step)
+    except TypeError as error:
+        raise CheckpointError(f"a step is a whole number, not {step!r}") from error
+    if number is not None and number < 0:
+        raise CheckpointError(f"a step is not below zero, as {number} is")
+    return number
 
 
 def new(path: str | Path) -> Path:
@@ -118,12 +132,6 @@ def new(path: str | Path) -> Path:
     if exists:
         raise CheckpointError(f"{path} exists; a checkpoint is never written over another: take a new name")
     return path
-
-
-def _leaves_of(training: Training) -> Mapping[str, Any]:
-    from jaxstate.adapters import adapter_of
-
-    return adapter_of(training.model).leaves(training.model)
 
 
 def _record(
