@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxstate.errors import CheckpointError
 
-META = "meta"
+RECORD = "jaxstate"  # an item by our own name: programs choose names like "meta"
 
 Items = Mapping[str, Any]
 
@@ -61,7 +61,7 @@ def read_region(path: Path, name: str, region: Sequence[tuple[int, int]]) -> Any
         return array[tuple(slice(*ends) for ends in region)].read().result()
 
 
-def read_meta(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
     """The JSON of a checkpoint of ours, unchecked; None for a checkpoint that has none.
 
     Raises:
@@ -70,7 +70,15 @@ def read_meta(path: Path) -> dict[str, Any] | None:
     engine, _ = engine_and_context()
     if not path.is_dir() or not engine.is_orbax_checkpoint(path):
         raise CheckpointError(_what(path))
-    return read(path, {META: None})[META] if (path / META).is_dir() else None
+    if (path / RECORD).is_dir():
+        return read(path, {RECORD: None})[RECORD]
+    if f'"{RECORD}":' in _text(path / "_CHECKPOINT_METADATA"):
+        raise CheckpointError(f"{path} had a record, {RECORD}/data.json, and has it no more: it is damaged")
+    return None
+
+
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace") if file.is_file() else ""
 
 
 def trees(path: Path) -> dict[str | None, Any]:
@@ -161,7 +169,7 @@ def engine_and_context() -> tuple[Any, Any]:
 
     registry = ocp.handlers.local_registry()
     # A dictionary of numbers and text would otherwise be stored as a tree of tensors.
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name=META)
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name=RECORD)
     context = ocp.Context()
     context.checkpointables.registry = registry
     context.array.saving.use_compression = False

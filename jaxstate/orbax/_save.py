@@ -19,7 +19,7 @@ from jaxstate.errors import CheckpointError
 from jaxstate.optim._nest.flax_states import opened
 from jaxstate.optim._torch_dict.groups_json import groups_to_json
 from jaxstate.orbax._digests import digests
-from jaxstate.orbax._engine import META, write
+from jaxstate.orbax._engine import RECORD, write
 from jaxstate.orbax._items import model_items, optimizer_leaves
 from jaxstate.orbax._leaves import is_storable, leaf_of, stored
 from jaxstate.orbax._record import Record
@@ -106,7 +106,7 @@ def prepared(training: Training, copy: bool) -> dict[str, Any]:
     arrays = {item: {path: stored(leaf, copy) for path, leaf in row.items()} for item, row in items.items()}
     meta = _record(training, binding, items, arrays).to_json()
     kept = {item: {path: x for path, x in row.items() if x.size} for item, row in arrays.items()}
-    return {**{item: row for item, row in kept.items() if row}, META: meta}
+    return {**{item: row for item, row in kept.items() if row}, RECORD: meta}
 
 
 def whole(step: Any) -> int | None:

@@ -256,18 +256,22 @@ def test_one_flipped_bit(tmp_path):
 
 def test_a_damaged_record(tmp_path):
     saved(tmp_path / "c", step=7)
-    file = tmp_path / "c" / "meta" / "data.json"
+    file = tmp_path / "c" / "jaxstate" / "data.json"
     text = file.read_text()
     for changed, what in (
         (text.replace('"step": 7', '"step": 6').replace('"step":7', '"step":6'), "is damaged"),
         (text[: len(text) // 2], "cannot be read"),
-        (json.dumps({**json.loads(text), "jaxstate": 9}), "version 9"),
+        (json.dumps({**json.loads(text), "version": 9}), "version 9"),
         ("[]", "version None"),
     ):
         assert changed != text
         file.write_text(changed)
         with pytest.raises(CheckpointError, match=what):
             js.orbax.restore(tmp_path / "c")
+    file.unlink()
+    file.parent.rmdir()
+    with pytest.raises(CheckpointError, match="had a record"):
+        js.orbax.restore(tmp_path / "c", {"w": np.zeros(3, "f")})
 
 
 @pytest.fixture
