@@ -5,6 +5,7 @@ the latest step is always a whole one, whatever became of the program that was w
 """
 
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -16,7 +17,7 @@ from jaxstate.errors import CheckpointError
 from jaxstate.orbax._engine import named, remove_begun, sequence
 from jaxstate.orbax._progress import following
 from jaxstate.orbax._restore import Place, Restored, restore
-from jaxstate.orbax._save import Training, prepared
+from jaxstate.orbax._save import Training, prepared, whole
 
 
 class Best(NamedTuple):
@@ -118,7 +119,9 @@ class Checkpointer:
             CheckpointError: what `save` refuses; a step that is there; a metric that is missing or no
                 finite number; the failure of the save before.
         """
-        if step % self.every:
+        if whole(step) is None:
+            raise CheckpointError("a checkpoint of a training is of a step")
+        if (step := operator.index(step)) % self.every:
             return False
         self.wait()
         self._check_new(step)

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxstate.errors import CheckpointError
 
-META = "meta"
+RECORD = "jaxstate"  # an item by our own name: programs choose names like "meta"
 
 Items = Mapping[str, Any]
 
@@ -24,7 +24,7 @@ def write(path: Path, items: Items) -> None:
         CheckpointError: it cannot be written. What was begun is removed.
     """
     engine, context = engine_and_context()
-    with _named(f"{path} was not written"), context:
+    with named(f"{path} was not written"), context:
         try:
             engine.save_checkpointables(path, dict(items))
         except BaseException:
@@ -39,14 +39,14 @@ def read(path: Path, targets: Items) -> dict[str, Any]:
         CheckpointError: what is stored is damaged or is not there.
     """
     engine, context = engine_and_context()
-    with _named(f"{path} cannot be read"), context:
+    with named(f"{path} cannot be read"), context:
         return engine.load_checkpointables(path, dict(targets))
 
 
 def read_tree(path: Path, name: str | None, targets: Any) -> Any:
     """Read one tree of a checkpoint that another program wrote, by the name it has there."""
     engine, context = engine_and_context()
-    with _named(f"{path} cannot be read"), context:
+    with named(f"{path} cannot be read"), context:
         return engine.load(path, targets, checkpointable_name=name)
 
 
@@ -56,12 +56,12 @@ def read_region(path: Path, name: str, region: Sequence[tuple[int, int]]) -> Any
 
     item, _, leaf = name.partition("/")
     store = {"driver": "ocdbt", "base": f"file://{path / item}/", "path": f"{leaf}/"}
-    with _named(f"{path} cannot be read"):
+    with named(f"{path} cannot be read"):
         array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
         return array[tuple(slice(*ends) for ends in region)].read().result()
 
 
-def read_meta(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Any] | None:
     """The JSON of a checkpoint of ours, unchecked; None for a checkpoint that has none.
 
     Raises:
@@ -70,7 +70,15 @@ def read_meta(path: Path) -> dict[str, Any] | None:
     engine, _ = engine_and_context()
     if not path.is_dir() or not engine.is_orbax_checkpoint(path):
         raise CheckpointError(_what(path))
-    return read(path, {META: None})[META] if (path / META).is_dir() else None
+    if (path / RECORD).is_dir():
+        return read(path, {RECORD: None})[RECORD]
+    if f'"{RECORD}":' in _text(path / "_CHECKPOINT_METADATA"):
+        raise CheckpointError(f"{path} had a record, {RECORD}/data.json, and has it no more: it is damaged")
+    return None
+
+
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace") if file.is_file() else ""
 
 
 def trees(path: Path) -> dict[str | None, Any]:
@@ -80,7 +88,7 @@ def trees(path: Path) -> dict[str | None, Any]:
         CheckpointError: metadata that cannot be read.
     """
     engine, context = engine_and_context()
-    with _named(f"{path} cannot be read"), context:
+    with named(f"{path} cannot be read"), context:
         if (path / "_METADATA").exists():
             return {None: engine.metadata(path, checkpointable_name=None).metadata}
         found = engine.checkpointables_metadata(path).metadata
@@ -144,9 +152,6 @@ def named(what: str) -> Iterator[None]:
         raise CheckpointError(f"{what}: {type(first).__name__}: {first}") from error
 
 
-_named = named
-
-
 def _first(error: BaseException) -> BaseException:
     """The error that the others were raised from."""
     return error if error.__cause__ is None else _first(error.__cause__)
@@ -164,7 +169,7 @@ def engine_and_context() -> tuple[Any, Any]:
 
     registry = ocp.handlers.local_registry()
     # A dictionary of numbers and text would otherwise be stored as a tree of tensors.
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name=META)
+    registry.add(ocp.handlers.JsonHandler, checkpointable_name=RECORD)
     context = ocp.Context()
     context.checkpointables.registry = registry
     context.array.saving.use_compression = False

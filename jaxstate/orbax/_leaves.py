@@ -109,9 +109,9 @@ def stored(leaf: Any, copy: bool) -> Any:
 
 def is_storable(leaf: Any) -> bool:
     """True for an array of numbers or random keys that has values."""
-    if is_key(leaf):
-        return isinstance(leaf, jax.Array)
-    return kind_of(leaf).dtype in _STORABLE and not isinstance(leaf, jax.ShapeDtypeStruct)
+    if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+        return False
+    return is_key(leaf) or kind_of(leaf).dtype in _STORABLE
 
 
 def target(leaf: Leaf, place: Sharding | None) -> Any:

@@ -15,7 +15,7 @@ from jaxstate.errors import CheckpointError, JaxstateError
 from jaxstate.orbax._leaves import Leaf
 from jaxstate.orbax._values import value_from_json, value_to_json
 
-VERSION = 2
+VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Record:
             "scheduler": value_to_json(self.scheduler, "scheduler"),
             "extra": value_to_json(self.extra, "extra"),
         }
-        return {"jaxstate": VERSION, "crc32": _checksum(value), "record": value}
+        return {"version": VERSION, "crc32": _checksum(value), "record": value}
 
     @classmethod
     def from_json(cls, found: Any, where: Any) -> "Record":
@@ -71,14 +71,14 @@ class Record:
             CheckpointError: JSON of another version, or that is not what was written.
         """
         found = found if isinstance(found, Mapping) else {}
-        if (version := found.get("jaxstate")) != VERSION:
+        if (version := found.get("version")) != VERSION:
             raise CheckpointError(
                 f"the record of {where} is of version {version!r}, and {VERSION} is read here"
             )
         value: Any = found["record"] if "record" in found else None
         if _checksum(value) != found.get("crc32"):
             raise CheckpointError(
-                f"the record of {where}, meta/data.json, is not what was written: it is damaged"
+                f"the record of {where}, jaxstate/data.json, is not what was written: it is damaged"
             )
         try:
             return cls._of(value)

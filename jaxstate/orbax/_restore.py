@@ -14,7 +14,7 @@ from jax.sharding import Mesh, Sharding
 from jaxstate import tree
 from jaxstate.binding import Binding
 from jaxstate.errors import CheckpointError
-from jaxstate.orbax._engine import read_meta
+from jaxstate.orbax import _engine
 from jaxstate.orbax._foreign import Found, find
 from jaxstate.orbax._items import (
     MODEL,
@@ -88,7 +88,7 @@ def restore(
             dtype than the template's, all of them; leaves that the disk has damaged, by name.
     """
     path = Path(path).absolute()
-    meta = read_meta(path)
+    meta = _engine.read_record(path)
     if meta is None:
         return _foreign(find(path, model, opt_state, at, cast), model, opt_state, cast)
     record = Record.from_json(meta, path)
@@ -110,7 +110,7 @@ def read_record(path: str | Path) -> Record:
         CheckpointError: another program's checkpoint, or none.
     """
     path = Path(path).absolute()
-    if (meta := read_meta(path)) is None:
+    if (meta := _engine.read_record(path)) is None:
         raise CheckpointError(
             f"{path} was not written by jaxstate.orbax.save, and does not say what torch calls its leaves: "
             "restore it with templates, then save"
@@ -161,9 +161,9 @@ def _restored(record: Record, found: Items, model: Any, opt_state: Any, rngs: An
 
 def _whole(path: Path, record: Record, sharding: Place | None) -> Restored:
     """All of a checkpoint, without templates."""
-    places = {
-        item: {p: _place(p, leaf, sharding) for p, leaf in row.items()} for item, row in record.leaves.items()
-    }
+    # A module's random state has its place in a module only.
+    asked = {item: row for item, row in record.leaves.items() if item != "random"}
+    places = {item: {p: _place(p, leaf, sharding) for p, leaf in row.items()} for item, row in asked.items()}
     found = read_leaves(path, record.leaves, places)
     for item, row in found.items():
         numbers = {p: NUMBERS[name](row[p]) for p in row if (name := record.leaves[item][p].number)}

@@ -4,6 +4,7 @@ Everything is looked at before Orbax is asked for anything: a save that Orbax gi
 files and threads behind.
 """
 
+import operator
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +12,14 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxstate import tree
+from jaxstate.adapters import adapter_of
 from jaxstate.binding import Binding
 from jaxstate.convert import bind
 from jaxstate.errors import CheckpointError
 from jaxstate.optim._nest.flax_states import opened
 from jaxstate.optim._torch_dict.groups_json import groups_to_json
 from jaxstate.orbax._digests import digests
-from jaxstate.orbax._engine import META, write
+from jaxstate.orbax._engine import RECORD, write
 from jaxstate.orbax._items import model_items, optimizer_leaves
 from jaxstate.orbax._leaves import is_storable, leaf_of, stored
 from jaxstate.orbax._record import Record
@@ -79,7 +81,7 @@ def save(
     (True, 7)
     """
     path = new(path)
-    training = Training(model, opt_state, step, binding, scheduler, rngs, extra)
+    training = Training(model, opt_state, whole(step), binding, scheduler, rngs, extra)
     write(path, prepared(training, copy=False))
 
 
@@ -93,7 +95,8 @@ def prepared(training: Training, copy: bool) -> dict[str, Any]:
     Raises:
         CheckpointError: leaves that cannot be kept, all of them.
     """
-    binding = (training.binding or bind(training.model)).of(_leaves_of(training))
+    leaves = adapter_of(training.model).leaves(training.model)
+    binding = (training.binding or bind(training.model)).of(leaves)
     items = {
         **model_items(training.model, binding),
         "optimizer": optimizer_leaves(training.opt_state),
@@ -103,7 +106,18 @@ def prepared(training: Training, copy: bool) -> dict[str, Any]:
     arrays = {item: {path: stored(leaf, copy) for path, leaf in row.items()} for item, row in items.items()}
     meta = _record(training, binding, items, arrays).to_json()
     kept = {item: {path: x for path, x in row.items() if x.size} for item, row in arrays.items()}
-    return {**{item: row for item, row in kept.items() if row}, META: meta}
+    return {**{item: row for item, row in kept.items() if row}, RECORD: meta}
+
+
+def whole(step: Any) -> int | None:
+    """A step as a Python number. Raises CheckpointError for what is no whole number above zero, or zero."""
+    try:
+        number = None if step is None else operator.index(step)
+    except TypeError as error:
+        raise CheckpointError(f"a step is a whole number, not {step!r}") from error
+    if number is not None and number < 0:
+        raise CheckpointError(f"a step is not below zero, as {number} is")
+    return number
 
 
 def new(path: str | Path) -> Path:
@@ -118,12 +132,6 @@ def new(path: str | Path) -> Path:
     if exists:
         raise CheckpointError(f"{path} exists; a checkpoint is never written over another: take a new name")
     return path
-
-
-def _leaves_of(training: Training) -> Mapping[str, Any]:
-    from jaxstate.adapters import adapter_of
-
-    return adapter_of(training.model).leaves(training.model)
 
 
 def _record(
@@ -155,13 +163,22 @@ def _check(items: Mapping[str, Mapping[str, Any]]) -> None:
         f"{item}: {path or 'the whole tree'} is {_what(leaf)}"
         for item, row in items.items()
         for path, leaf in row.items()
-        if not is_storable(leaf)
+        if not is_storable(leaf) or _is_local(leaf)
     ]
     if lines:
         raise CheckpointError("these leaves cannot be kept:\n\t" + "\n\t".join(lines))
 
 
+def _is_local(leaf: Any) -> bool:
+    return jax.process_count() > 1 and isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+
+
 def _what(leaf: Any) -> str:
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return "abstract, and has no values"
+    if _is_local(leaf):
+        return (
+            "on this process alone, and the processes might not agree on it; make it an array of all of "
+            "them, as jax.jit(tx.init, out_shardings=...) does, or one of numpy"
+        )
     return f"a {type(leaf).__name__}, no array of numbers that Orbax knows"

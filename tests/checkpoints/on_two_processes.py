@@ -68,6 +68,15 @@ def main(folder):
         js.orbax.save(folder / "sync", model, binding=BINDING)
     except CheckpointError as error:
         assert "never written over" in str(error)
+    try:
+        js.orbax.save(folder / "local", model, {"count": jax.numpy.int32(7)}, binding=BINDING)
+    except CheckpointError as error:
+        assert "optimizer: count is on this process alone" in str(error)
+    else:
+        raise AssertionError("each process had its own")
+    js.orbax.save(folder / "numpy", model, {"count": np.int64(2**40), "n": 3}, binding=BINDING)
+    numpy = js.orbax.restore(folder / "numpy")
+    assert numpy.opt_state == {"count": 2**40, "n": 3} and np.array_equal(numpy.model["w"], W)
     multihost_utils.sync_global_devices("before the bit flips")
     if jax.process_index() == 0:
         flip(folder / "sync", W[16:32].tobytes())

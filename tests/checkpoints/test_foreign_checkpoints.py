@@ -60,7 +60,7 @@ def manager(path, tree):
 
 def composite(path, tree):
     with v0.CheckpointManager(path.parent / "steps") as steps:
-        args = {"model": v0.args.PyTreeSave(tree), "notes": v0.args.JsonSave({"a": 1})}
+        args = {"model": v0.args.PyTreeSave(tree), "meta": v0.args.JsonSave({"a": 1})}
         steps.save(7, args=v0.args.Composite(**args))
     (path.parent / "steps" / "7").rename(path)
 

@@ -94,6 +94,33 @@ def test_every_optimizer(tmp_path, name):
     assert jax.tree.structure(restored.opt_state) == jax.tree.structure(opt)
 
 
+@pytest.mark.parametrize("name", ["AdamW", "LBFGS", "Adafactor"])
+def test_double_precision_leaves_a_process_that_has_none(tmp_path, name):
+    with jax.enable_x64(True):
+        torch.manual_seed(0)
+        net = torch.nn.Linear(3, 5).double()
+        optimizer = getattr(torch.optim, name)(net.parameters(), **OPTIMIZERS[name])
+
+        def closure():
+            optimizer.zero_grad()
+            loss = net(torch.arange(12.0).double().reshape(4, 3) / 7).square().sum()
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)
+        expected = {"model": net.state_dict(), "optimizer": optimizer.state_dict()}
+        model = nnx.Linear(3, 5, param_dtype=jnp.float64, rngs=nnx.Rngs(1))
+        binding = js.bind(model, like=expected["model"])
+        model = js.load_state_dict(model, expected["model"], binding)
+        options = {k: v for k, v in OPTIMIZERS[name].items() if k != "foreach"}
+        options |= {"binding": binding} if name in BOUND else {}
+        template = getattr(js.optim, name.lower())(**options).init(nnx.to_pure_dict(nnx.state(model)))
+        opt = js.optim.load_state_dict(template, expected["optimizer"], binding)
+        js.orbax.save(tmp_path / "c", model, opt, binding=binding)
+    js.save(js.orbax.to_torch(tmp_path / "c"), tmp_path / "back.pt")
+    equal(torch.load(tmp_path / "back.pt", weights_only=True), expected)
+
+
 class TorchNet(torch.nn.Module):
     def __init__(self):
         super().__init__()
@@ -242,3 +269,8 @@ def test_names_that_are_taken(tmp_path):
     js.orbax.save(tmp_path / "c", nnx.Linear(3, 5, rngs=nnx.Rngs(1)), step=3, extra={"step": 4})
     with pytest.raises(CheckpointError, match=r"extra has entries \['step'\]"):
         js.orbax.to_torch(tmp_path / "c")
+
+
+def test_a_tensor_is_no_leaf(tmp_path):
+    with pytest.raises(CheckpointError, match="optimizer: m is a Tensor, no array of numbers"):
+        js.orbax.save(tmp_path / "c", nnx.Linear(3, 5, rngs=nnx.Rngs(1)), {"m": torch.ones(2)})
