@@ -22,7 +22,7 @@ from jaxstate.containers._checkpoint import Checkpoint, Recognised, said
 from jaxstate.containers._folder import contents_of, names_in
 from jaxstate.containers._kinds import is_averaged, is_optimizer, is_shard, is_state_dict
 from jaxstate.containers._roles import Asked, Contents, Part, taken_apart
-from jaxstate.errors import CheckpointError, quoted
+from jaxstate.errors import CheckpointError, FileError, quoted
 
 FILES = (_lightning.TOOL, _timm.TOOL, _torchvision.TOOL, _fairseq.TOOL)
 FOLDERS = (_hugging_face.TRAINER, _accelerate.TOOL, _hugging_face.ADAPTER, _hugging_face.PRETRAINED)
@@ -91,6 +91,7 @@ def _read(path: Any, asked: Asked, mmap: bool) -> Checkpoint:
 
 def _of_object(contents: Any, asked: Asked) -> Checkpoint:
     """The object of one file, which is a dict of parts or one part itself."""
+    contents = _without_wholes(contents)
     if not isinstance(contents, Mapping):
         raise CheckpointError(f"no checkpoint, which is a dict, but {said(contents)}")
     _refuse_shards(contents)
@@ -106,6 +107,22 @@ def _of_object(contents: Any, asked: Asked) -> Checkpoint:
     return taken_apart(
         Recognised(tool.name, evidence or "a dict"), contents, roles, tool.told(contents), asked
     )
+
+
+def _without_wholes(contents: Any) -> Any:
+    """The same, with the state_dict of each module, optimizer or scheduler that was pickled whole."""
+    if not isinstance(contents, Mapping):
+        return _state_dict_of(contents)
+    found = {place: _state_dict_of(value) for place, value in contents.items()}
+    same = all(found[place] is value for place, value in contents.items())
+    return contents if same else found  # a state_dict keeps its attributes
+
+
+def _state_dict_of(value: Any) -> Any:
+    try:
+        return io.state_dict_of(value) if isinstance(value, io.Opaque) else value
+    except FileError:  # another class's record: it stays what it is, in `extra`
+        return value
 
 
 def _refuse_shards(contents: Contents) -> None:
