@@ -26,7 +26,7 @@ FAST = settings(
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
-LONG = settings(FAST, max_examples=30_000)
+LONG = settings(FAST, max_examples=10_000)
 
 
 @pytest.fixture(scope="module")
