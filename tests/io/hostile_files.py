@@ -1,4 +1,4 @@
-"""Torch files put together by hand, so that any number in them can be a wrong one."""
+"""Torch files put together by hand, so that any number in them can be wrong; and what is asked of such."""
 
 import io
 import pickle
@@ -6,6 +6,10 @@ import struct
 import zipfile
 
 import numpy as np
+import pytest
+
+from jaxstate.errors import FileError
+from jaxstate.io import load
 
 
 def archive(pkl, storages=(), root="archive", order=None, **more):
@@ -76,3 +80,17 @@ def repacked(path, change, method=None):
 def good():
     """A file that is right, for the attacks to change."""
     return archive(tensor(), [np.arange(2, dtype="f4").tobytes()])
+
+
+def refused(folder, message):
+    """Loading the folder gives one error, which names it and says this."""
+    with pytest.raises(FileError, match=message) as error:
+        load(folder)
+    assert str(error.value).startswith(str(folder)) and len(str(error.value)) < 2000
+
+
+def read_or_refused(path):
+    try:
+        load(path)
+    except FileError as error:
+        assert str(error)
