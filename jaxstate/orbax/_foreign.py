@@ -82,6 +82,8 @@ def find(path: Path, model: Any, opt_state: Any, at: str | None, cast: bool) -> 
         if item == "params":
             templates["random"] = _random(path, model, prefix, rows, wanted)
             chosen["random"] = {p: rows[prefix + p] for p in templates["random"]}
+        else:
+            _check_optimizer(path, prefix, rows, wanted)
     _check(path, chosen, templates, cast)
     if (step := stored.get("step")) is not None and step.kind in _STEPS:
         chosen["step"] = {"step": step}
@@ -112,13 +114,29 @@ def _random(path: Path, model: Any, prefix: str, rows: Mapping[str, Stored], wan
     known = {prefix + p for p in (*wanted, *found)}
     loose = [p for p in rows if p.startswith(prefix) and p not in known]
     if not prefix:
-        tops = {p.partition(".")[0] for p in wanted}
-        loose = [p for p in loose if (top := p.partition(".")[0]) in tops or top not in BESIDE]
-    if loose or empty:
-        lines = [f"{p} is in the checkpoint and not in the template" for p in loose]
-        lines += [f"{p} is random state, abstract in the template and not in the checkpoint" for p in empty]
-        raise CheckpointError(f"{path} does not fit the template:\n\t" + "\n\t".join(lines))
+        tops = set(map(_top, wanted))
+        loose = [p for p in loose if _top(p) in tops or _top(p) not in BESIDE]
+    lines = [f"{p} is random state, abstract in the template and not in the checkpoint" for p in empty]
+    _refuse(path, loose, lines)
     return found
+
+
+def _check_optimizer(path: Path, prefix: str, rows: Mapping[str, Stored], wanted: Leaves) -> None:
+    """Refuse leaves of an optimizer that the template does not have, though it has none at all."""
+    known = {prefix + p for p in wanted}
+    loose = [p for p in rows if p.startswith(prefix) and p not in known]
+    tops = set(map(_top, wanted)) or {"opt", "opt_state", "optimizer", "tx_state"}
+    _refuse(path, loose if prefix else [p for p in loose if _top(p) in tops], [])
+
+
+def _refuse(path: Path, loose: Iterable[str], lines: list[str]) -> None:
+    lines = [*(f"{p} is in the checkpoint and not in the template" for p in loose), *lines]
+    if lines:
+        raise CheckpointError(f"{path} does not fit the template:\n\t" + "\n\t".join(lines))
+
+
+def _top(path: str) -> str:
+    return path.partition(".")[0]
 
 
 def _check(path: Path, chosen: Mapping[str, Mapping[str, Stored]], templates: Items, cast: bool) -> None:
@@ -128,8 +146,7 @@ def _check(path: Path, chosen: Mapping[str, Mapping[str, Stored]], templates: It
         likes = {p: leaf for p, leaf in templates[item].items() if not is_key(leaf)}
         kinds = {p: rows[p].kind for p in likes}
         lines += [f"{item}: {problem}" for problem in problems(kinds, likes, cast)]
-    if lines:
-        raise CheckpointError(f"{path} does not fit the templates:\n\t" + "\n\t".join(lines))
+    _refuse(path, (), lines)
 
 
 def _placed(

@@ -90,6 +90,11 @@ def restore(
     path = Path(path).absolute()
     meta = _engine.read_record(path)
     if meta is None:
+        if rngs is not None or sharding is not None:
+            raise CheckpointError(
+                f"{path} was written by another program: it is read into templates of a model and of an "
+                "optimizer's state, and rngs= and sharding= are for checkpoints of jaxstate"
+            )
         return _foreign(find(path, model, opt_state, at, cast), model, opt_state, cast)
     record = Record.from_json(meta, path)
     templates = _templates(record, model, opt_state, rngs)

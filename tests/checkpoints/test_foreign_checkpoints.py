@@ -180,6 +180,20 @@ def test_what_does_not_fit(tmp_path, trained):
         js.orbax.restore(tmp_path / "c")
 
 
+@pytest.mark.parametrize(
+    "other", [optax.sgd(0.1), optax.sgd(0.1, 0.9), optax.chain(optax.scale_by_adam(), optax.scale(-0.1))]
+)
+def test_another_optimizer(tmp_path, other):
+    state = train_state(0, optax.adam(optax.constant_schedule(0.1)))
+    v1.save(tmp_path / "c", state)
+    with pytest.raises(CheckpointError, match="is in the checkpoint and not in the|0.trace.bias is not in"):
+        js.orbax.restore(tmp_path / "c", None, other.init(state.params))
+    v1.save(tmp_path / "d", {"params": state.params, "step": 3})
+    assert js.orbax.restore(tmp_path / "d", None, optax.sgd(0.1).init(state.params)).step == 3
+    with pytest.raises(CheckpointError, match="rngs= and sharding= are for checkpoints of jaxstate"):
+        js.orbax.restore(tmp_path / "d", state.params, rngs=jax.random.key(0))
+
+
 def test_dtypes_are_compared_and_cast_here(tmp_path):
     x = np.float32([1 / 3, 2 / 3])
     v1.save(tmp_path / "c", {"params": {"w": x, "n": np.array([2**40])}})
