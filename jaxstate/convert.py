@@ -29,6 +29,7 @@ def bind(
     attention: str | None = None,
     multilayer: str | Sequence[str] = (),
     stacked: Mapping[str, int] | None = None,
+    as_is: str | Sequence[str] = (),
     flatten: Mapping[str, tuple[int, ...] | None] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Binding:
@@ -38,7 +39,8 @@ def bind(
     model and the inputs may be abstract (`nnx.eval_shape`, `jax.ShapeDtypeStruct`).
 
     Args:
-        model: an NNX module, or a Linen module (unbound) with example inputs.
+        model: an NNX module; an Equinox module, or `(model, state)` if it is stateful; a Linen module
+            (unbound) or what `hk.transform` returns, with example inputs; a pytree, with `rules` or `as_is`.
         *inputs: example inputs of the model's call, with which it is traced. They tell a Linen module's
             layers, and where a model flattens images, whose axes torch has in another order.
         like: a state_dict of the same model, for what only a file knows (`Binding.like`).
@@ -48,7 +50,8 @@ def bind(
             the first where torch's module can hold the weights.
         multilayer: names (patterns) of lists of RNNs that are the layers of one torch RNN, LSTM or GRU.
         stacked: for a scanned or vmapped module which axis of its leaves counts the layers, where shapes
-            do not tell.
+            do not tell; "" is the model itself, as an ensemble of models.
+        as_is: paths (patterns) of arrays outside of known layers whose axes torch has in the same order.
         flatten: for a layer that reads a flattened image, the image's `(C, H, W)`, or None to take its
             weights as they are; `{}` says that nothing is flattened.
         kwargs: keyword arguments of the model's call.
@@ -77,10 +80,11 @@ def bind(
         attention=attention,
         multilayer=(multilayer,) if isinstance(multilayer, str) else tuple(multilayer),
         stacked=dict(stacked or {}),
+        as_is=(as_is,) if isinstance(as_is, str) else tuple(as_is),
         flatten=flatten,
     )
     reading = adapter_of(model).read(model, options)
-    read = with_flattens(rules_of(reading.found, options), reading, options)
+    read = with_flattens(rules_of(reading, options), reading, options)
     binding = Binding(tuple(read)).of(reading.leaves)
     return binding if like is None else binding.like(like)
 
@@ -238,7 +242,7 @@ def _check(
 
 def _roundings(part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any]) -> Iterator[str]:
     for rule in part.rules:
-        wanted = {dtype_of(leaves[path]): path for path in rule.paths}
+        wanted = {dtype_of(leaves[path]): path for path in rule.value_paths}
         for key in (key for key in rule.keys if hasattr(arrays.get(key), "dtype")):
             for dtype, path in wanted.items():
                 if narrows(found := dtype_of(arrays[key]), dtype):

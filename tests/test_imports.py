@@ -20,6 +20,8 @@ ROOMS = (
     "rule",
     "declared",
     "spectral",
+    "running",
+    "blocks",
     "rule_json",
     "binding",
     "placement",

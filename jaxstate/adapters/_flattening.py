@@ -20,6 +20,7 @@ from jaxstate.declared import Sum
 from jaxstate.errors import BindingError
 from jaxstate.layout import tokens
 from jaxstate.rule import Rule
+from jaxstate.running import Running
 
 Flattens = Mapping[str, Mapping[int, Merged]]  # by leaf, by dimension
 
@@ -131,9 +132,11 @@ def _widths(weight: Rule, shape: Sequence[int]) -> tuple[int, int]:
 
 
 def _split(rule: Any, flattens: Flattens) -> Any:
-    if isinstance(rule, Sum):
+    if isinstance(rule, Sum | Running):
         return replace(rule, parts=tuple(_split(part, flattens) for part in rule.parts))
     if not isinstance(rule, Rule):
+        if any(flattens.get(path) for path in rule.paths):
+            raise BindingError(f"{', '.join(rule.paths)} meet a flattened image, and their rule is no layout")
         return rule
     found = [flattens.get(path, {}) for path in rule.paths]
     if any(one != found[0] for one in found):
