@@ -68,7 +68,9 @@ class Running(Entry):
     @property
     def rows(self) -> list[tuple[str, ...]]:
         own = [row for part in self.parts for row in part.rows]
-        copies = [("", path, f"{of} before its bias is removed", "", "") for path, of in self.copies.items()]
+        copies = [
+            ("", path, "the same, before its bias is removed", "", "") for path, of in self.copies.items()
+        ]
         marks = [
             ("", path, f"jax only, {value} for many batches", "", "") for path, value in self.marks.items()
         ]

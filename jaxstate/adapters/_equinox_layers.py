@@ -99,6 +99,11 @@ def _same(shapes: Shapes, *names: str) -> Rules:
     return [Rule(name, name, f"{row} -> {row}") for name, row in axes.items()]
 
 
+def _linear(shapes: Shapes) -> Rules:
+    bias = [Rule("bias", "bias", "o -> o")] if "bias" in shapes else []
+    return [Rule("weight", "weight", "o i -> o i"), *bias]
+
+
 def _plain(module: Any, shapes: Shapes, options: Options) -> Rules:
     return _same(shapes, "weight", "bias")
 
@@ -232,9 +237,7 @@ def _mlp(module: Any, shapes: Shapes, options: Options) -> Rules:
     """torch has a list of Linear; with `scan` the hidden ones are a stack, and count on from the first."""
     rules = []
     for n, layer in enumerate(module.layers):
-        own = [
-            rule for rule in _same(declared(layer), "weight", "bias") if f"layers.{n}.{rule.path}" in shapes
-        ]
+        own = [rule for rule in _linear(declared(layer)) if f"layers.{n}.{rule.path}" in shapes]
         if module.scan and n == 1 and module.depth > 0 and len(module.layers) == 3:
             numbers = range(1, module.depth)
             rules += [rule.stacked("layers.{l}.", "layers.1.", "l", numbers, 0) for rule in own]
@@ -281,8 +284,8 @@ def _shapes_of_cell(module: Any) -> dict[str, tuple[int, ...]]:
 _CELLS: Mapping[str, Callable[[Any, str], Rules]] = {"LSTMCell": _lstm, "GRUCell": _gru}
 
 _LAYERS: Mapping[str, Callable[[Any, Shapes, Options], Any]] = {
-    "Linear": _plain,
-    "Embedding": _plain,
+    "Linear": lambda m, s, o: _linear(s),
+    "Embedding": lambda m, s, o: [Rule("weight", "weight", "v d -> v d")],
     "LayerNorm": _plain,
     "GroupNorm": _plain,
     "RMSNorm": _rms_norm,

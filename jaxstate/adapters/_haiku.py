@@ -22,7 +22,6 @@ from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
 from jaxstate.errors import BindingError
-from jaxstate.running import Running
 
 
 def recognises(model: Any) -> bool:
@@ -160,12 +159,7 @@ def _relative(array: Array, name: str) -> str:
 
 
 def _absolute(rule: Any, name: str, arrays: list[Array]) -> Any:
-    """A rule of a layer with the paths of the variables: state stands apart from parameters."""
-    is_state = (
-        isinstance(rule, Running)
-        or not {array.path for array in arrays if array.is_state and _relative(array, name) in rule.paths}
-        <= set()
-    )
-    own = [array for array in arrays if array.is_state == is_state] or arrays
-    collection = own[0].path[: len(own[0].path) - len(f"{own[0].module}.{own[0].name}")]
-    return rule.at("", collection + name)
+    """A rule of a layer with the paths of the variables, where a state stands apart from parameters."""
+    found = (array for array in arrays if _relative(array, name) in rule.paths)
+    first = next(found, None)
+    return rule if first is None else rule.at("", first.path.removesuffix(_relative(first, name)))

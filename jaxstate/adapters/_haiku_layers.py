@@ -69,11 +69,10 @@ def owner_of(module: Any) -> str:
 
 
 def _located(rule: Any) -> Any:
-    """A rule of the user's, who calls an array of the module itself by its name."""
-    places = {path: path if path.startswith((".", "/")) else f".{path}" for path in rule.paths}
-    if not isinstance(rule, Rule):
-        return rule.at("", "." if any(path != place for path, place in places.items()) else "")
-    return rule.renamed(rule.path if rule.path.startswith((".", "/")) else f".{rule.path}")
+    """A rule of the user's, who writes `w` for an array of the module itself, `linear.w` for one inside."""
+    if not rule.paths or rule.paths[0].startswith((".", "/")):
+        return rule
+    return rule.at("", "/" if "." in rule.paths[0] else ".")
 
 
 def _place(module: Any) -> str:
