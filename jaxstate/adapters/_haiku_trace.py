@@ -156,4 +156,4 @@ def parts(name: str) -> tuple[str, ...]:
     >>> parts("net/~/mlp/~/linear_0")
     ('net', 'mlp', 'linear_0')
     """
-    return tuple(part for part in name.split("/") if not part.startswith("~"))
+    return tuple(part for part in name.split("/") if part and not part.startswith("~"))

@@ -52,7 +52,7 @@ class Case:
 
 def template_of(transformed: Any, *inputs: Any, **kwargs: Any) -> Any:
     """Abstract variables: they hold no values that a test could pass by."""
-    return jax.eval_shape(lambda key: transformed.init(key, *inputs, **kwargs), jax.random.key(0))
+    return jax.eval_shape(lambda key, *xs: transformed.init(key, *xs, **kwargs), jax.random.key(0), *inputs)
 
 
 def assert_there_and_back(case: Case, theirs: torch.nn.Module | None = None) -> Any:
