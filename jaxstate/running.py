@@ -69,7 +69,7 @@ class Running(Entry):
     def rows(self) -> list[tuple[str, ...]]:
         own = [row for part in self.parts for row in part.rows]
         copies = [
-            ("", path, "the same, before its bias is removed", "", "") for path, of in self.copies.items()
+            ("", path, "the same, before its bias is removed", "", "") for path in self.copies
         ]
         marks = [
             ("", path, f"jax only, {value} for many batches", "", "") for path, value in self.marks.items()

@@ -26,13 +26,12 @@ def leaves(tree: Any) -> dict[str, Any]:
     """
     if isinstance(tree, Mapping) and "params" in tree:
         tree = {name: part for name, part in tree.items() if name not in PASSING}
-    return {path: leaf for path, leaf in flat(meta.unbox(tree)).items() if is_array(leaf)}
+    return {path: leaf for path, leaf in flat(_unboxed(tree)).items() if is_array(leaf)}
 
 
 def with_leaves(tree: Any, new: Mapping[str, Any]) -> Any:
     """A pytree of the same structure with these leaves; whatever is not given stays what it was."""
-    boxed = jax.tree.leaves(tree, is_leaf=meta.is_axis_metadata)
-    if not any(isinstance(leaf, meta.AxisMetadata) for leaf in boxed):
+    if not _is_boxed(tree):
         return unflat(tree, new)
     return meta.replace_boxed(tree, unflat(meta.unbox(tree), new))
 
@@ -51,7 +50,7 @@ def read(tree: Any, options: Options) -> Reading:
     _check_said(tree, options)
     known = leaves(tree)
     given = {path for rule in options.rules for path in rule.paths}
-    found = [] if given >= set(known) else list(_found(meta.unbox(tree), (), (), known))
+    found = [] if given >= set(known) else list(_found(_unboxed(tree), (), (), known))
     return Reading(found, known)
 
 
@@ -63,6 +62,19 @@ def is_array(leaf: Any) -> bool:
 def is_trained(leaf: Any) -> bool:
     """True if an optimizer could train this array: torch gives gradients to numbers with a fraction only."""
     return bool(jax.numpy.issubdtype(leaf.dtype, jax.numpy.inexact))
+
+
+def _is_boxed(tree: Any) -> bool:
+    """True if Flax has put names of mesh axes around arrays of this tree."""
+    return any(
+        isinstance(leaf, meta.AxisMetadata) for leaf in jax.tree.leaves(tree, is_leaf=meta.is_axis_metadata)
+    )
+
+
+def _unboxed(tree: Any) -> Any:
+    """A tree without such boxes; one that has none keeps its order, which JAX would sort."""
+    flat(tree)
+    return meta.unbox(tree) if _is_boxed(tree) else tree
 
 
 def _check_said(tree: Any, options: Options) -> None:
