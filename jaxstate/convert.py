@@ -166,10 +166,15 @@ def load_state_dict(
     arrays = _chosen(state_dict, prefix, only)
     if not strict:
         arrays = _completed(part, arrays, leaves)
-    _check(part, arrays, leaves, cast, type(model).__name__)
+    _check(part, arrays, leaves, cast, _name_of(model))
     new = {path: place(np.asarray(leaf), leaves[path]) for path, leaf in part.each_leaf(arrays)}
     _check_values(leaves, new, adapter.without_values(model))
     return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
+
+
+def _name_of(model: Any) -> str:
+    """The model's class; of a model with its state, the model's."""
+    return type(model[0] if type(model) is tuple and model else model).__name__
 
 
 def _fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> tuple[Binding, str]:

@@ -68,9 +68,7 @@ class Running(Entry):
     @property
     def rows(self) -> list[tuple[str, ...]]:
         own = [row for part in self.parts for row in part.rows]
-        copies = [
-            ("", path, "the same, before its bias is removed", "", "") for path in self.copies
-        ]
+        copies = [("", path, "the same, before its bias is removed", "", "") for path in self.copies]
         marks = [
             ("", path, f"jax only, {value} for many batches", "", "") for path, value in self.marks.items()
         ]
@@ -127,15 +125,16 @@ class Running(Entry):
         if not self.count:
             return leaves
         count = np.asarray(leaves[self.count])
-        scale = np.where(count == 0, 1, 1 - np.power(np.float32(self.decay), count.astype(np.float32)))
         found = {path: np.asarray(leaves[path]) for path in part.paths}
-        return {path: leaf / _beside(scale, leaf) for path, leaf in found.items()}
+        return {path: leaf / _scale(self.decay, count, leaf) for path, leaf in found.items()}
 
     def _filled(self, path: str, value: int) -> tuple[tuple[int, ...], int, str]:
         shape, dtype = self.shapes_of.get(path, ((), "int32"))
         return shape, value, dtype
 
 
-def _beside(scale: np.ndarray, leaf: np.ndarray) -> np.ndarray:
-    """The counts of a stack, before the axes of its statistics."""
-    return scale.reshape(scale.shape + (1,) * (leaf.ndim - scale.ndim)).astype(leaf.dtype)
+def _scale(decay: float, count: np.ndarray, leaf: np.ndarray) -> np.ndarray:
+    """What a leaf is divided by; the counts of a stack stand before the axes of its statistics."""
+    count = count.reshape(count.shape + (1,) * (leaf.ndim - count.ndim))
+    kept = np.power(np.asarray(decay, np.result_type(leaf.dtype, np.float32)), count)
+    return np.where(count == 0, 1, 1 - kept).astype(leaf.dtype)

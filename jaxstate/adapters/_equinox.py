@@ -38,7 +38,10 @@ def recognises(model: Any) -> bool:
     equinox = sys.modules.get("equinox")
     if equinox is None:
         return False
-    found = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, equinox.Module))
+    try:
+        found = jax.tree.leaves(model, is_leaf=lambda node: isinstance(node, equinox.Module))
+    except ValueError:  # JAX cannot flatten it; whoever asks for its leaves says so
+        return False
     return any(isinstance(node, equinox.Module) for node in found)
 
 

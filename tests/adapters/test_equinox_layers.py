@@ -270,10 +270,13 @@ def _wrappers(i, o):
 
 
 def cases(pair):
+    """Where all sizes are equal, only what could be taken for its own transpose."""
     i, o = pair
-    images = (1, 2, 3) if i != o else (2,)
-    convs = [case for dims in images for case in _conv(dims, i, o)]
-    return [*_linear(i, o), *_norms(o), *_attention(o), *_cells(i, o), *_wrappers(i, o), *convs]
+    linear, planes, attention, wrappers = _linear(i, o), _conv(2, i, o), _attention(o), _wrappers(i, o)
+    if i == o:
+        return [linear[0], planes[0], planes[5], attention[0], _cells(i, o)[1], wrappers[3], wrappers[6]]
+    others = [_conv(dims, i, o)[n] for dims in (1, 3) for n in (0, 3, 6)]
+    return [*linear, *_norms(o), *attention, *_cells(i, o), *wrappers, *planes, *others]
 
 
 ALL = [pytest.param(case, id=f"{case.name}, {name}") for name, pair in SIZES.items() for case in cases(pair)]

@@ -91,9 +91,7 @@ def test_names_that_cannot_be_keys_are_refused(tree, message):
 
 
 def test_what_only_a_model_can_be_asked_is_refused():
-    with pytest.raises(
-        js.BindingError, match="inputs, multilayer: a dict of arrays has no layers"
-    ):
+    with pytest.raises(js.BindingError, match="inputs, multilayer: a dict of arrays has no layers"):
         js.bind({"w": jnp.ones((2, 2))}, jnp.ones(2), as_is="*", multilayer="rnn")
 
 
