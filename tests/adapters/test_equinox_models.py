@@ -90,6 +90,7 @@ def test_a_stateful_model_goes_as_a_pair_and_keeps_its_names_and_order():
         assert_close(evaluated((model, state), as_jax(x)), theirs(x))
     assert_same_bits(js.state_dict((model, state), binding), sd)
     assert list(js.bind(template).keys) == list(sd)
+    assert js.bind(template, jnp.zeros((2, 5, 4))) == js.bind(template)
     assert template[1].get(template[0].bn.batch_counter) == 0  # the template is as it was, and still valid
     parameters = js.state_dict(eqx.filter(model, eqx.is_inexact_array), binding)
     assert list(parameters) == [name for name, _ in theirs.named_parameters()]
@@ -265,6 +266,13 @@ def test_a_flatten_is_torchs_own_unless_the_channels_were_moved():
     assert [row[2] for row in moved.rows if row[0] == "fc.weight"] == ["o (h w c) -> o (c h w)"]
 
 
+def test_a_flatten_that_is_told_is_that_of_the_columns():
+    """A square weight: Equinox has the inputs second, where Flax has them first."""
+    make = lambda k: {"fc": eqx.nn.Linear(12, 12, key=k)}  # noqa: E731
+    binding = js.bind(built(make), flatten={"fc": (2, 3, 2)})
+    assert [row[2] for row in binding.rows] == ["o (h w c) -> o (c h w)", "o -> o"]
+
+
 class Own(eqx.Module):
     matrix: jax.Array
     key: jax.Array
@@ -417,4 +425,4 @@ def test_training_goes_on_as_if_it_had_never_moved():
     run(whole, optimizer_whole, range(9))
     for name, array in whole.state_dict().items():
         moved = (array - first[name]).abs().max()
-        assert (again.state_dict()[name] - array).abs().max() <= 1e-4 * moved, name
+        assert (again.state_dict()[name] - array).abs().max() <= 1e-5 * moved, name

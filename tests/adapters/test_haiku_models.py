@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 import torch
-from _nnx_oracle import as_jax, assert_close, noise, randomized
+from _nnx_oracle import as_jax, assert_close, assert_same_bits, noise, randomized
 from haiku_twins import Case, assert_there_and_back, template_of
 from torch import nn
 
@@ -151,6 +151,31 @@ def test_flattened_images_are_found():
     assert js.bind(without_rng, jax.ShapeDtypeStruct((6, 6, 5, 2), "float32")) == binding
 
 
+class TorchFlat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(2, 3, 3), nn.BatchNorm1d(36), nn.Linear(36, 2)
+
+    def forward(self, x):
+        return self.fc(self.bn(self.conv(x).flatten(1)))
+
+
+def test_statistics_of_a_flattened_image_are_permuted_though_a_call_only_writes_them():
+    def function(x, training):
+        x = hk.Flatten()(hk.Conv2D(3, 3, padding="VALID", name="conv")(x))
+        return hk.Linear(2, name="fc")(hk.BatchNorm(True, True, 0.9, name="bn")(x, training))
+
+    theirs, x = randomized(TorchFlat()), noise(5, 2, 6, 5)
+    transformed, inputs = hk.transform_with_state(function), as_jax(x, True)
+    template = template_of(transformed, inputs, training=True)
+    for options in ({}, {"flatten": {"bn": (3, 4, 3), "fc": (3, 4, 3)}}):
+        binding = js.bind(transformed, inputs, kwargs={"training": True}, **options)
+        variables = js.load_state_dict(template, theirs.state_dict(), binding)
+        assert_same_bits(js.state_dict(variables, binding.like(theirs.state_dict())), theirs.state_dict())
+        with torch.no_grad():
+            assert_close(transformed.apply(*variables, None, inputs, training=False)[0], theirs(x))
+
+
 def test_training_goes_on_as_if_it_had_never_moved():
     """Four steps of AdamW in torch, three in JAX, two in torch again; nine in torch."""
     torch.manual_seed(0)
@@ -197,7 +222,7 @@ def test_training_goes_on_as_if_it_had_never_moved():
     run(whole, optimizer_whole, range(9))
     for name, array in whole.state_dict().items():
         moved = (array - first[name]).abs().max()
-        assert (again.state_dict()[name] - array).abs().max() <= 1e-4 * moved, name
+        assert (again.state_dict()[name] - array).abs().max() <= 1e-5 * moved, name
 
 
 def test_no_optimizer_state_crosses_a_sum_of_biases():
