@@ -71,6 +71,12 @@ def bind(
     >>> from flax import linen
     >>> bind(linen.Dense(5), jax.ShapeDtypeStruct((1, 3), "float32")).paths
     ('params.kernel', 'params.bias')
+
+    A tree of arrays does not know its layers, so it is said.
+
+    >>> from jaxstate.rule import Rule
+    >>> bind({"w": np.zeros((2, 3)), "b": np.zeros(3)}, rules=[Rule("weight", "w", "i o -> o i")]).shapes
+    {'weight': (3, 2), 'b': (3,)}
     """
     options = Options(
         inputs=inputs,
@@ -103,8 +109,9 @@ def state_dict(
     one array. As in torch, the result carries `_metadata` with the modules' versions.
 
     Args:
-        model: an NNX module, a Linen model's variables, or any pytree that the binding fits: gradients,
-            moments, averages. A tree of the parameters alone gives the parameters alone.
+        model: an NNX or Equinox module, `(model, state)`, a Linen model's variables, Haiku's parameters or
+            `(params, state)`, or any pytree that the binding fits: gradients, moments, averages. A tree of
+            the parameters alone gives the parameters alone.
         binding: needed where the model does not tell its layers.
         prefix: put before every key.
         destination: entries to put in front, as when two models are saved in one; it is not changed.
@@ -138,8 +145,8 @@ def load_state_dict(
     """A new model with the values of a state_dict, placed and typed like `model`.
 
     Args:
-        model: the template: an NNX module, a Linen model's variables, any pytree. Its leaves may be
-            abstract or sharded; each process then reads its own slices only.
+        model: the template: whatever `state_dict` takes. Its leaves may be abstract or sharded; each process
+            then reads its own slices only.
         state_dict: arrays by torch's keys; numpy, jax, or torch tensors.
         binding: needed where the model does not tell its layers.
         strict: False to ignore unexpected keys, and to keep the model's own values for missing ones.
@@ -164,10 +171,12 @@ def load_state_dict(
     leaves = {collection + path: leaf for path, leaf in leaves.items()}
     part = binding if only is None else binding.only(only)
     arrays = _chosen(state_dict, prefix, only)
+    untouched = set() if strict else _untouched(part, arrays)
     if not strict:
         arrays = _completed(part, arrays, leaves)
     _check(part, arrays, leaves, cast, _name_of(model))
-    new = {path: place(np.asarray(leaf), leaves[path]) for path, leaf in part.each_leaf(arrays)}
+    found = ((path, leaf) for path, leaf in part.each_leaf(arrays) if path not in untouched)
+    new = {path: place(np.asarray(leaf), leaves[path]) for path, leaf in found}
     _check_values(leaves, new, adapter.without_values(model))
     return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
 
@@ -219,6 +228,13 @@ def _chosen(state_dict: Mapping[str, Any], prefix: str, only: Any) -> Mapping[st
     patterns = ["*"] if only is None else [only] if isinstance(only, str) else list(only)
     below = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
     return without_tensors({key: value for key, value in below.items() if matches(key, patterns)})
+
+
+def _untouched(part: Binding, arrays: Mapping[str, Any]) -> set[str]:
+    """The leaves of which a file says nothing at all: a count of batches stays with its statistics."""
+    missing = set(part.compare(arrays).missing_keys)
+    silent = [rule for rule in part.rules if rule.keys and missing.issuperset(rule.keys)]
+    return {path for rule in silent for path in rule.paths}
 
 
 def _completed(part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -336,6 +336,16 @@ def test_statistics_of_no_batch_are_refused():
         js.state_dict(pair)
 
 
+def test_what_a_file_leaves_out_keeps_its_statistics_and_their_count():
+    pair = eqx.nn.make_with_state(eqx.nn.BatchNorm)(3, "batch", momentum=0.9, mode="batch")
+    run = jax.vmap(pair[0], axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+    norm, state = pair[0], run(as_jax(noise(8, 3)), pair[1])[1]
+    loaded = js.load_state_dict((norm, state), {"weight": np.full(3, 2, "float32")}, strict=False)
+    assert_close(loaded[0].weight, np.full(3, 2, "float32"), 0)
+    assert loaded[1].get(norm.batch_counter) == 1
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(loaded[1]), jax.tree.leaves(state))
+
+
 def test_a_bias_that_torch_has_not_is_zero_or_refused():
     norm = eqx.tree_at(lambda m: m.bias, eqx.nn.RMSNorm(3), jnp.float32([0, 1, 0]))
     with pytest.raises(js.BindingError, match="leaf bias is not 0.0 everywhere"):
@@ -351,6 +361,16 @@ def test_what_torch_has_in_the_same_axes_is_bound_as_it_is():
     abstract = eqx.filter_eval_shape(Own, KEY)
     with pytest.raises(js.BindingError, match="random state has no value"):
         js.load_state_dict(abstract, {"matrix": np.ones((3, 4), "float32")}, binding)
+
+
+def test_a_pair_goes_through_orbax_and_averages(tmp_path):
+    norm = eqx.nn.BatchNorm(3, "batch", mode="batch")
+    theirs = randomized(nn.BatchNorm1d(3))
+    pair = js.load_state_dict(eqx.nn.make_with_state(lambda: norm)(), theirs.state_dict())
+    averaged = js.averaging.update_parameters(js.averaging.AveragedModel.of(pair), pair, js.bind(pair))
+    js.orbax.save(tmp_path / "pair", averaged.module)
+    restored = js.orbax.restore(tmp_path / "pair", built(lambda k: norm)).model
+    assert_same_bits(js.state_dict(restored, js.bind(pair, like=theirs.state_dict())), theirs.state_dict())
 
 
 class TorchTrained(nn.Module):
