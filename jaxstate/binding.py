@@ -13,19 +13,21 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+from jaxstate.blocks import Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
 from jaxstate.errors import BindingError, Mismatch, StateDictError, near_names, quoted, size_mismatch
 from jaxstate.foreign import without_tensors
 from jaxstate.lazy import Made
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
+from jaxstate.running import Running
 from jaxstate.spectral import Spectral
 from jaxstate.table import html_table, table
 from jaxstate.template import registration_order
 
 COLUMNS = ("torch key", "path", "layout", "shape", "dtype")
 
-AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum | Spectral
+AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum | Spectral | Running | Blocks
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ def bind(
     attention: str | None = None,
     multilayer: str | Sequence[str] = (),
     stacked: Mapping[str, int] | None = None,
+    as_is: str | Sequence[str] = (),
     flatten: Mapping[str, tuple[int, ...] | None] | None = None,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Binding:
@@ -38,7 +39,8 @@ def bind(
     model and the inputs may be abstract (`nnx.eval_shape`, `jax.ShapeDtypeStruct`).
 
     Args:
-        model: an NNX module, or a Linen module (unbound) with example inputs.
+        model: an NNX module; an Equinox module, or `(model, state)` if it is stateful; a Linen module
+            (unbound) or what `hk.transform` returns, with example inputs; a pytree, with `rules` or `as_is`.
         *inputs: example inputs of the model's call, with which it is traced. They tell a Linen module's
             layers, and where a model flattens images, whose axes torch has in another order.
         like: a state_dict of the same model, for what only a file knows (`Binding.like`).
@@ -48,7 +50,8 @@ def bind(
             the first where torch's module can hold the weights.
         multilayer: names (patterns) of lists of RNNs that are the layers of one torch RNN, LSTM or GRU.
         stacked: for a scanned or vmapped module which axis of its leaves counts the layers, where shapes
-            do not tell.
+            do not tell; "" is the model itself, as an ensemble of models.
+        as_is: paths (patterns) of arrays outside of known layers whose axes torch has in the same order.
         flatten: for a layer that reads a flattened image, the image's `(C, H, W)`, or None to take its
             weights as they are; `{}` says that nothing is flattened.
         kwargs: keyword arguments of the model's call.
@@ -68,6 +71,12 @@ def bind(
     >>> from flax import linen
     >>> bind(linen.Dense(5), jax.ShapeDtypeStruct((1, 3), "float32")).paths
     ('params.kernel', 'params.bias')
+
+    A tree of arrays does not know its layers, so it is said.
+
+    >>> from jaxstate.rule import Rule
+    >>> bind({"w": np.zeros((2, 3)), "b": np.zeros(3)}, rules=[Rule("weight", "w", "i o -> o i")]).shapes
+    {'weight': (3, 2), 'b': (3,)}
     """
     options = Options(
         inputs=inputs,
@@ -77,10 +86,11 @@ def bind(
         attention=attention,
         multilayer=(multilayer,) if isinstance(multilayer, str) else tuple(multilayer),
         stacked=dict(stacked or {}),
+        as_is=(as_is,) if isinstance(as_is, str) else tuple(as_is),
         flatten=flatten,
     )
     reading = adapter_of(model).read(model, options)
-    read = with_flattens(rules_of(reading.found, options), reading, options)
+    read = with_flattens(rules_of(reading, options), reading, options)
     binding = Binding(tuple(read)).of(reading.leaves)
     return binding if like is None else binding.like(like)
 
@@ -99,8 +109,9 @@ def state_dict(
     one array. As in torch, the result carries `_metadata` with the modules' versions.
 
     Args:
-        model: an NNX module, a Linen model's variables, or any pytree that the binding fits: gradients,
-            moments, averages. A tree of the parameters alone gives the parameters alone.
+        model: an NNX or Equinox module, `(model, state)`, a Linen model's variables, Haiku's parameters or
+            `(params, state)`, or any pytree that the binding fits: gradients, moments, averages. A tree of
+            the parameters alone gives the parameters alone.
         binding: needed where the model does not tell its layers.
         prefix: put before every key.
         destination: entries to put in front, as when two models are saved in one; it is not changed.
@@ -134,8 +145,8 @@ def load_state_dict(
     """A new model with the values of a state_dict, placed and typed like `model`.
 
     Args:
-        model: the template: an NNX module, a Linen model's variables, any pytree. Its leaves may be
-            abstract or sharded; each process then reads its own slices only.
+        model: the template: whatever `state_dict` takes. Its leaves may be abstract or sharded; each process
+            then reads its own slices only.
         state_dict: arrays by torch's keys; numpy, jax, or torch tensors.
         binding: needed where the model does not tell its layers.
         strict: False to ignore unexpected keys, and to keep the model's own values for missing ones.
@@ -160,12 +171,19 @@ def load_state_dict(
     leaves = {collection + path: leaf for path, leaf in leaves.items()}
     part = binding if only is None else binding.only(only)
     arrays = _chosen(state_dict, prefix, only)
+    untouched = set() if strict else _untouched(part, arrays)
     if not strict:
         arrays = _completed(part, arrays, leaves)
-    _check(part, arrays, leaves, cast, type(model).__name__)
-    new = {path: place(np.asarray(leaf), leaves[path]) for path, leaf in part.each_leaf(arrays)}
+    _check(part, arrays, leaves, cast, _name_of(model))
+    found = ((path, leaf) for path, leaf in part.each_leaf(arrays) if path not in untouched)
+    new = {path: place(np.asarray(leaf), leaves[path]) for path, leaf in found}
     _check_values(leaves, new, adapter.without_values(model))
     return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
+
+
+def _name_of(model: Any) -> str:
+    """The model's class; of a model with its state, the model's."""
+    return type(model[0] if type(model) is tuple and model else model).__name__
 
 
 def _fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> tuple[Binding, str]:
@@ -212,6 +230,13 @@ def _chosen(state_dict: Mapping[str, Any], prefix: str, only: Any) -> Mapping[st
     return without_tensors({key: value for key, value in below.items() if matches(key, patterns)})
 
 
+def _untouched(part: Binding, arrays: Mapping[str, Any]) -> set[str]:
+    """The leaves of which a file says nothing at all: a count of batches stays with its statistics."""
+    missing = set(part.compare(arrays).missing_keys)
+    silent = [rule for rule in part.rules if rule.keys and missing.issuperset(rule.keys)]
+    return {path for rule in silent for path in rule.paths}
+
+
 def _completed(part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any]) -> Mapping[str, Any]:
     """Without what is unexpected, and with the model's own values for what is missing."""
     comparison = part.compare(arrays)
@@ -238,7 +263,7 @@ def _check(
 
 def _roundings(part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any]) -> Iterator[str]:
     for rule in part.rules:
-        wanted = {dtype_of(leaves[path]): path for path in rule.paths}
+        wanted = {dtype_of(leaves[path]): path for path in rule.value_paths}
         for key in (key for key in rule.keys if hasattr(arrays.get(key), "dtype")):
             for dtype, path in wanted.items():
                 if narrows(found := dtype_of(arrays[key]), dtype):

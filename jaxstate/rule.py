@@ -31,6 +31,11 @@ class Entry:
     families: Sequence[tuple[str, Mapping[str, Sequence[str | int]]]] = ()  # the templates of its keys
     rows: Sequence[tuple[str, ...]] = ()  # as a table shows it: key, path, layout, shape, dtype
 
+    @property
+    def value_paths(self) -> tuple[str, ...]:
+        """The leaves that hold torch's values, and must be able to."""
+        return self.paths
+
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         """torch's arrays of these leaves."""
         return {}

@@ -8,9 +8,11 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (teaches numpy the names "bfloat16", "float8_e4m3fn", ...)
 import numpy as np
 
+from jaxstate.blocks import Block, Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError
 from jaxstate.rule import Rule
+from jaxstate.running import Running
 from jaxstate.spectral import Spectral
 
 
@@ -42,6 +44,12 @@ def rule_to_json(rule: Any) -> dict[str, Any]:
             parts = {"weight": rule_to_json(rule.weight), "u": rule_to_json(rule.u)}
             kept = _arrays_to_json(rule.kept)
             return {"kind": kind, **parts, "v": rule.v, "sigma": rule.sigma, "kept": kept}
+        case Running():
+            known = {name: getattr(rule, name) for name in _RUNNING}
+            return {"kind": kind, "parts": [rule_to_json(part) for part in rule.parts], **known}
+        case Blocks():
+            known = {name: getattr(rule, name) for name in _BLOCKS}
+            return {"kind": kind, **known, "kept": _arrays_to_json(rule.kept)}
     raise BindingError(f"{rule!r} is no rule")
 
 
@@ -59,6 +67,9 @@ def rule_from_json(value: Mapping[str, Any]) -> Any:
         raise BindingError(f"this is not the JSON of a rule: {error!r} in {value!r}") from error
 
 
+_RUNNING = ("copies", "marks", "unset", "count", "decay", "shapes_of")
+_BLOCKS = ("arrays", "blocks", "offsets", "leaf_paths", "dtype")
+
 _READERS = {
     "Rule": lambda f: Rule(f["key"], f["path"], f["pattern"], **_known(f), **f["axes"]),
     "Tied": lambda f: Tied(f["key"], f["to"], _tuples(f["axes"])),
@@ -74,11 +85,27 @@ _READERS = {
     "Spectral": lambda f: Spectral(
         rule_from_json(f["weight"]), rule_from_json(f["u"]), f["v"], f["sigma"], _arrays_from_json(f["kept"])
     ),
+    "Running": lambda f: Running(
+        tuple(rule_from_json(part) for part in f["parts"]), **{name: _frozen(f[name]) for name in _RUNNING}
+    ),
+    "Blocks": lambda f: Blocks(
+        _frozen(f["arrays"]),
+        tuple(Block(*block) for block in _frozen(f["blocks"])),
+        kept=_arrays_from_json(f["kept"]),
+        **{name: _frozen(f[name]) for name in _BLOCKS[2:]},
+    ),
 }
 
 
 def _known(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: fields[name] for name in ("buffer", "shape", "dtype")}
+
+
+def _frozen(value: Any) -> Any:
+    """A JSON value whose lists are tuples."""
+    if isinstance(value, dict):
+        return {name: _frozen(part) for name, part in value.items()}
+    return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
 
 
 def _lists(axes: Mapping[str, Any]) -> dict[str, list[Any]]:

@@ -20,10 +20,25 @@ def flat(tree: Any) -> dict[str, Any]:
     {'blocks.0': 3, 'blocks.1': 4, 'fc.bias': 2, 'fc.kernel': 1}
 
     Raises:
-        BindingError: two leaves with one path, such as `{"a.b": x, "a": {"b": y}}`.
+        BindingError: two leaves with one path, such as `{"a.b": x, "a": {"b": y}}`; keys that have no order.
     """
-    pairs = [(dotted(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
-    return unique(pairs)
+    try:
+        found = jax.tree_util.tree_flatten_with_path(tree)[0]
+    except ValueError as error:
+        raise BindingError(f"JAX cannot flatten this tree: {error}") from error
+    return unique([(dotted(path), leaf) for path, leaf in found])
+
+
+def children(node: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    """What stands directly below a node, each with its key; a dictionary's in the order of its insertion.
+
+    >>> [(dotted(path), child) for path, child in children({"b": [1, 2], "a": 3})]
+    [('b', [1, 2]), ('a', 3)]
+    """
+    if isinstance(node, dict):
+        return [((DictKey(key),), child) for key, child in node.items()]
+    found = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)[0]
+    return [(path, child) for path, child in found if path]
 
 
 def unflat(tree: Any, leaves: Mapping[str, Any]) -> Any:

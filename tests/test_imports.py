@@ -22,6 +22,8 @@ ROOMS = (
     "rule",
     "declared",
     "spectral",
+    "running",
+    "blocks",
     "rule_json",
     "binding",
     "placement",

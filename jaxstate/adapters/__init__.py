@@ -1,7 +1,7 @@
 """Which adapter reads a model: one file a library, chosen by the model's type.
 
 An adapter's file has `leaves(model)` and `with_leaves(model, leaves)`; where the library's modules know
-what they are, also `read(model, options)`.
+what they are, also `read(model, options)`. Equinox and Haiku are known by what somebody else imported.
 """
 
 from types import ModuleType
@@ -9,11 +9,15 @@ from typing import Any
 
 from flax import linen, nnx
 
-from jaxstate.adapters import _linen, _nnx, _pytree
+from jaxstate.adapters import _equinox, _haiku, _linen, _nnx, _pytree
 
 
 def adapter_of(model: Any) -> ModuleType:
     """The file that knows this kind of model; any pytree is one."""
     if isinstance(model, nnx.Module):
         return _nnx
-    return _linen if isinstance(model, linen.Module) else _pytree
+    if isinstance(model, linen.Module):
+        return _linen
+    if _haiku.recognises(model):
+        return _haiku
+    return _equinox if _equinox.recognises(model) else _pytree

@@ -4,7 +4,7 @@ Three sources, in this order of trust: what the caller says, what tracing the mo
 shows, and, where there is neither, the suspicion that the widths of the layers raise. Suspected is refused.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +20,7 @@ from jaxstate.declared import Sum
 from jaxstate.errors import BindingError
 from jaxstate.layout import tokens
 from jaxstate.rule import Rule
+from jaxstate.running import Running
 
 Flattens = Mapping[str, Mapping[int, Merged]]  # by leaf, by dimension
 
@@ -71,16 +72,37 @@ def _said(reading: Reading, flatten: Mapping[str, tuple[int, ...] | None]) -> Fl
             raise BindingError(
                 f'flatten={{"{name}": {shape}}}: there is no such layer; there are {list(layers)}'
             )
-        leaves = {layers[name].path + leaf: actual for leaf, actual in layers[name].actual.items()}
+        places = {
+            leaf: layers[name].elsewhere.get(leaf, layers[name].path + leaf) for leaf in layers[name].actual
+        }
+        leaves = {places[leaf]: actual for leaf, actual in layers[name].actual.items()}
         if shape is None:
             said |= dict.fromkeys(leaves, {})
             continue
-        size, vectors = int(np.prod(shape)), layers[name].kind == "norm"
-        meet = [p for p, actual in leaves.items() if actual[:1] == (size,) and (vectors or len(actual) > 1)]
+        size = int(np.prod(shape))
+        meet = {
+            path: n for path, n in _reading_dimensions(layers[name]) if leaves[path][n : n + 1] == (size,)
+        }
         if not meet:
             raise BindingError(f'flatten={{"{name}": {shape}}}: no leaf of {name} reads {size} features')
-        said |= {path: {0: _image(shape)} for path in meet}
+        said |= {path: {n: _image(shape)} for path, n in meet.items()}
     return said
+
+
+def _reading_dimensions(layer: Layer) -> Iterator[tuple[str, int]]:
+    """The leaves that meet a layer's input feature by feature, and which dimension does."""
+    rules = layer.rules(0) if callable(layer.rules) else layer.rules
+    parts = [part for rule in rules for part in (rule.parts if isinstance(rule, Sum | Running) else [rule])]
+    for part in parts:
+        if isinstance(part, Rule) and (axis := _input_axis(part, layer.kind)) in part.layout.left:
+            paths = (layer.elsewhere.get(path, layer.path + path) for path in part.paths)
+            yield from ((path, part.layout.left.index(axis)) for path in paths)
+
+
+def _input_axis(rule: Rule, kind: str) -> tuple[str, ...] | None:
+    """The axis along which torch's parameter meets the input: a matrix's columns, a norm's only axis."""
+    right = rule.layout.right
+    return right[1] if len(right) == 2 else right[0] if kind == "norm" and len(right) == 1 else None
 
 
 def _image(shape: tuple[int, ...]) -> Merged:
@@ -115,9 +137,11 @@ def _refuse_suspects(reading: Reading, settled: set[str]) -> None:
 
 def _fact(layer: Layer) -> _suspicion.Layer | None:
     """What a layer reads and makes, from torch's shape of its weight."""
+    if not layer.kind:
+        return None
     rules = layer.rules(0) if callable(layer.rules) else layer.rules
     weight = next((rule for rule in rules if isinstance(rule, Rule) and not rule.buffer), None)
-    if not layer.kind or weight is None or any(path not in layer.expected for path in weight.paths):
+    if weight is None or any(path not in layer.expected for path in weight.paths):
         return None
     leaves = {path: jax.ShapeDtypeStruct(layer.expected[path], "float32") for path in weight.paths}
     makes, reads = _widths(weight, weight.of(leaves).shapes[weight.keys[0]])
@@ -131,9 +155,14 @@ def _widths(weight: Rule, shape: Sequence[int]) -> tuple[int, int]:
 
 
 def _split(rule: Any, flattens: Flattens) -> Any:
-    if isinstance(rule, Sum):
+    if isinstance(rule, Running):  # what a call only writes is as what it reads to write it
+        seen = {of: flattens[path] for path, of in rule.copies.items() if path in flattens}
+        flattens = {**seen, **flattens}
+    if isinstance(rule, Sum | Running):
         return replace(rule, parts=tuple(_split(part, flattens) for part in rule.parts))
     if not isinstance(rule, Rule):
+        if any(flattens.get(path) for path in rule.paths):
+            raise BindingError(f"{', '.join(rule.paths)} meet a flattened image, and their rule is no layout")
         return rule
     found = [flattens.get(path, {}) for path in rule.paths]
     if any(one != found[0] for one in found):

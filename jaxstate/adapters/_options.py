@@ -18,6 +18,7 @@ class Options:
     attention: str | None = None
     multilayer: Sequence[str] = ()
     stacked: Mapping[str, int] = field(default_factory=dict)
+    as_is: Sequence[str] = ()
     flatten: Mapping[str, tuple[int, ...] | None] | None = None
 
     def __post_init__(self):

@@ -11,11 +11,13 @@ from typing import Any
 
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._stacks import Stacks, find_stacks
-from jaxstate.binding import AnyRule
+from jaxstate.binding import AnyRule, matches
+from jaxstate.blocks import Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import BindingError
 from jaxstate.layout import Layout
 from jaxstate.rule import Rule
+from jaxstate.running import Running
 from jaxstate.spectral import Spectral
 
 Key = tuple[str, ...]
@@ -77,23 +79,29 @@ class Reading:
         found: layers and other arrays, in torch's order of registration.
         leaves: every leaf by its path; abstract is enough.
         call: the model as a pure function of its flat leaves, for tracing; None where it has no call.
+        stacked: `{module: axis}` for stacks that the library itself marks.
     """
 
     found: Sequence[Layer | Leaf]
     leaves: Mapping[str, Any]
     call: Callable[..., Any] | None = None
+    stacked: Mapping[str, int] = field(default_factory=dict)
 
 
-def rules_of(found: Sequence[Layer | Leaf], options: Options) -> list[AnyRule]:
+def rules_of(reading: Reading, options: Options) -> list[AnyRule]:
     """The rules of a whole model, in torch's order of registration.
 
     Raises:
         BindingError: leaves whose layout is not known, with the Rules to paste; stacks that can be read
             in several ways; rules of the caller that name no leaf.
     """
+    found = reading.found
+    _check_as_is(found, options.as_is)
     given = _Given(options.rules)
-    stacks = find_stacks([part for part in found if isinstance(part, Layer)], options.stacked)
-    own = [_own_rules(part, stacks) for part in found]
+    stacks = find_stacks(
+        [part for part in found if isinstance(part, Layer)], {**reading.stacked, **options.stacked}
+    )
+    own = [_own_rules(part, stacks, options.as_is) for part in found]
     bound = {rule.paths: rule for rules in own for rule in rules or () if isinstance(rule, Rule)}
     rules, unknown = [], []
     for part, known in zip(found, own, strict=True):
@@ -107,8 +115,16 @@ def rules_of(found: Sequence[Layer | Leaf], options: Options) -> list[AnyRule]:
     return list(_shared_once([*rules, *given.rest()]))
 
 
-def _own_rules(part: Layer | Leaf, stacks: Stacks) -> list[AnyRule] | None:
-    return _layer_rules(part, stacks) if isinstance(part, Layer) else _leaf_rules(part, stacks)
+def _check_as_is(found: Sequence[Layer | Leaf], patterns: Sequence[str]) -> None:
+    paths = [part.path for part in found if isinstance(part, Leaf)]
+    if idle := [pattern for pattern in patterns if not any(matches(path, [pattern]) for path in paths)]:
+        raise BindingError(
+            f"as_is={idle}: no array outside of known layers has such a path; there are {paths}"
+        )
+
+
+def _own_rules(part: Layer | Leaf, stacks: Stacks, as_is: Sequence[str]) -> list[AnyRule] | None:
+    return _layer_rules(part, stacks) if isinstance(part, Layer) else _leaf_rules(part, stacks, as_is)
 
 
 def _layer_rules(layer: Layer, stacks: Stacks) -> list[AnyRule]:
@@ -127,6 +143,8 @@ def _moved(rule: AnyRule, layer: Layer) -> AnyRule:
         return rule
     if isinstance(rule, Rule) and rule.path in moved:
         return rule.renamed(moved[rule.path])
+    if isinstance(rule, Running):
+        return rule.moved(moved)
     shared = ", ".join(moved[path] for path in rule.paths if path in moved)
     raise BindingError(f"{rule} shares {shared} with another layer, and no entry of torch's is a part of two")
 
@@ -170,30 +188,33 @@ def _numbered(layout: Layout) -> tuple[Any, ...]:
     return (*sides, sorted(number[axis] for axis in layout.flipped))
 
 
-def _leaf_rules(leaf: Leaf, stacks: Stacks) -> list[AnyRule] | None:
+def _leaf_rules(leaf: Leaf, stacks: Stacks, as_is: Sequence[str]) -> list[AnyRule] | None:
     """An array without axes, or with one, has one layout; of any other it cannot be known."""
     rank = len(leaf.shape) - stacks.depth(leaf.key)
-    if rank > 1:
+    if rank > 1 and not matches(leaf.path, as_is):
         return None
     if leaf.same_as is not None:
         return [Tied(".".join(leaf.key), ".".join(leaf.same_as))]
-    rule = Rule(leaf.key[-1], "", "a -> a" if rank else "->", buffer=leaf.buffer)
+    axes = " ".join(f"a{n}" for n in range(rank)) if rank > 1 else "a" * rank
+    rule = Rule(leaf.key[-1], "", f"{axes} -> {axes}", buffer=leaf.buffer)
     return [stacks.place(rule, leaf.key[:-1], leaf.path)]
 
 
 def _ties(new: Any, old: Any) -> list[Tied]:
     if isinstance(new, JaxOnly):
         return []
-    if isinstance(new, Sum):
+    if isinstance(new, Sum | Running):
         return [tie for pair in zip(new.parts, old.parts, strict=True) for tie in _ties(*pair)]
-    if isinstance(new, Spectral):
+    if isinstance(new, Spectral | Blocks):
         return [Tied(*pair) for pair in zip(new.keys, old.keys, strict=True)]
     axes = dict(new.names) if isinstance(new, Rule) else new.axes
     return [Tied(new.key, old.key, axes)]
 
 
 def _paths(part: Layer | Leaf) -> list[str]:
-    return [part.path] if isinstance(part, Leaf) else [part.path + name for name in part.actual]
+    if isinstance(part, Leaf):
+        return [part.path]
+    return [part.elsewhere.get(name, part.path + name) for name in part.actual]
 
 
 @dataclass
@@ -229,8 +250,8 @@ def _unknown(leaves: Sequence[Leaf]) -> str:
         for leaf in leaves
     ]
     more = (
-        "pass them as js.bind(model, rules=[...]), or give a class its rules: "
-        "js.bind(model, layers={Class: lambda module: [Rule(...), ...]})"
+        'pass them as js.bind(model, rules=[...]), or as_is="path" where torch has the very same axes, or '
+        "give a class its rules: js.bind(model, layers={Class: lambda module: [Rule(...), ...]})"
     )
     return "cannot bind without a guess:\n\t" + "\n\t".join([*lines, more])
 

@@ -17,6 +17,8 @@ from jaxstate.rule import Rule
 Shapes = Mapping[str, tuple[int, ...]]
 Rules = list[Any]
 
+NO_BATCHES = np.int64(0)  # of `num_batches_tracked`, as long as no file says another number
+
 SPATIAL = {1: "w", 2: "h w", 3: "d h w"}
 
 
@@ -66,14 +68,16 @@ def conv(shapes: Shapes) -> Rules:
     )
 
 
-def conv_transpose(shapes: Shapes, transpose_kernel: bool) -> Rules:
+def conv_transpose(shapes: Shapes, transpose_kernel: bool, flipped: bool | None = None) -> Rules:
     """torch.nn.ConvTranspose1d, 2d, 3d: the gradient of a convolution, so the kernel runs backwards.
 
-    With `transpose_kernel` Flax holds the kernel of that convolution, and nothing is flipped.
+    With `transpose_kernel` Flax holds the kernel of that convolution, and nothing is flipped. Haiku has the
+    axes of that kernel, and runs it backwards all the same: `flipped`.
     """
     space = SPATIAL[len(shapes["kernel"]) - 2]
-    flipped = " ".join(f"~{axis}" for axis in space.split())
-    pattern = f"{space} o i -> i o {space}" if transpose_kernel else f"{space} i o -> i o {flipped}"
+    backwards = not transpose_kernel if flipped is None else flipped
+    there = " ".join(f"~{axis}" for axis in space.split()) if backwards else space
+    pattern = f"{space} {'o i' if transpose_kernel else 'i o'} -> i o {there}"
     return _present(shapes, Rule("weight", "kernel", pattern), Rule("bias", "bias", "o -> o"))
 
 
@@ -96,7 +100,7 @@ def batch_norm(shapes: Shapes) -> Rules:
         Rule("running_mean", "mean", "c -> c", buffer=True),
         Rule("running_var", "var", "c -> c", buffer=True),
     ]
-    counter = [TorchOnly("num_batches_tracked", np.int64(0), counter=True)] if "mean" in shapes else []
+    counter = [TorchOnly("num_batches_tracked", NO_BATCHES, counter=True)] if "mean" in shapes else []
     return (
         norm({k: v for k, v in shapes.items() if k in ("scale", "bias")})
         + _present(shapes, *statistics)

@@ -55,12 +55,14 @@ def find_stacks(layers: Sequence[Any], given: Mapping[str, int]) -> Stacks:
 
     Args:
         layers: what an adapter found, each with `key`, `path`, `expected` and `actual`.
-        given: `{module: axis}` for stacks that the caller named.
+        given: `{module: axis}` for stacks that the caller named; "" is the model itself.
 
     Raises:
         BindingError: a leaf that is not what its module declares; an axis that shapes do not tell.
     """
-    named = tuple(_named_stack(layers, tuple(root.split(".")), axis) for root, axis in given.items())
+    named = tuple(
+        _named_stack(layers, tuple(root.split(".")) if root else (), axis) for root, axis in given.items()
+    )
     rest = [layer for layer in layers if layer.expected and Stacks(named).of(layer.key) is None]
     lengths = {id(layer): _lengths(layer) for layer in rest}
     stacked = [layer for layer in rest if lengths[id(layer)]]

@@ -16,7 +16,11 @@ Rules = Sequence[Any]
 
 
 def weight_norm(
-    inner: Rules, scales: Mapping[str, str], feature_axes: Any, prefix: str = "layer_instance."
+    inner: Rules,
+    scales: Mapping[str, str],
+    feature_axes: Any,
+    prefix: str = "layer_instance.",
+    kept_axes: bool = False,
 ) -> Rules:
     """torch.nn.utils.parametrizations.weight_norm with `dim=0`: magnitude `original0`, direction `original1`.
 
@@ -24,6 +28,8 @@ def weight_norm(
         inner: the rules of the layer inside.
         scales: for each normalised leaf the path of its magnitudes.
         feature_axes: the axis of the leaf that has a magnitude each.
+        prefix: where the layer inside stands.
+        kept_axes: True if the magnitudes have an axis of length one for each other axis of the leaf.
 
     Raises:
         BindingError: an axis that is not the first of torch's weight; a weight that has no rule of its own.
@@ -32,15 +38,19 @@ def weight_norm(
     others = [rule.at("", prefix) for rule in inner if rule not in weights]
     if not weights or any(len(getattr(rule, "names", ("",))) for rule in weights):
         raise BindingError("WeightNorm around a module without one weight has no counterpart in torch")
-    return [*others, *(part for rule in weights for part in _parts(rule, scales, feature_axes, prefix))]
+    return [
+        *others,
+        *(part for rule in weights for part in _parts(rule, scales, feature_axes, prefix, kept_axes)),
+    ]
 
 
-def _parts(rule: Rule, scales: Mapping[str, str], feature_axes: Any, prefix: str) -> Rules:
+def _parts(rule: Rule, scales: Mapping[str, str], feature_axes: Any, prefix: str, kept_axes: bool) -> Rules:
     """Magnitude and direction of one weight."""
     place, first = f"parametrizations.{rule.key}.", _scaled_axes(rule, feature_axes)
     merged = f"({' '.join(first)})" if len(first) > 1 else "".join(first)
     ones = ["1"] * (len(rule.layout.right) - 1) if first else []
-    pattern = f"{' '.join(first)} -> {' '.join([merged, *ones])}"
+    left = ["".join(first) if dim == first else "1" for dim in rule.layout.left] if kept_axes else first
+    pattern = f"{' '.join(left)} -> {' '.join([merged, *ones])}"
     magnitude = Rule("original0", scales[rule.path], pattern)
     return [magnitude.at(place, ""), _renamed(rule, place + "original1", prefix)]
 
@@ -55,6 +65,35 @@ def spectral_norm(inner: Rules, u: str, sigma: str, prefix: str = "layer_instanc
     weight = _renamed(weights[0], "parametrizations.weight.original", prefix)
     vector = Rule("parametrizations.weight.0._u", u, "1 o -> o", buffer=True)
     return [*others, Spectral(weight, vector, "parametrizations.weight.0._v", sigma)]
+
+
+def stored_spectral_norm(inner: Rules, shape: Sequence[int], u: str, v: str, prefix: str) -> Rules:
+    """The same where JAX, too, stores both vectors, of a weight whose first axis is the output's.
+
+    Args:
+        inner: the rules of the layer inside.
+        shape: of its weight.
+        u, v: the paths of the vectors; `prefix` is where the layer stands.
+
+    Raises:
+        BindingError: a layer without one weight, or one in groups, of which torch has another matrix.
+    """
+    weights = [rule for rule in inner if rule.path == "weight"]
+    if len(weights) != 1 or len(weights[0].layout.left[0]) != 1:
+        raise BindingError(
+            "SpectralNorm around a module without one weight, or of groups, has no twin in torch"
+        )
+    left, _, right = weights[0].pattern.partition(" -> ")
+    first, *rest = left.split()
+    sizes: dict[str, Any] = dict(zip(rest, shape[1:], strict=True))
+    columns = " ".join(axis for axis in right.split() if axis != first)
+    place = "parametrizations.weight."
+    return [
+        *(rule.at("", prefix) for rule in inner if rule.path != "weight"),
+        _renamed(weights[0], f"{place}original", prefix),
+        Rule(f"{place}0._u", u, f"{first} -> {first}", buffer=True),
+        Rule(f"{place}0._v", v, f"({' '.join(rest)}) -> ({columns})", buffer=True, **sizes),
+    ]
 
 
 def _check_output_axis(rule: Rule) -> None:

@@ -11,6 +11,7 @@ from itertools import product
 from typing import Any
 
 from jaxstate.binding import AnyRule, Binding
+from jaxstate.blocks import Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._state import State
@@ -33,10 +34,11 @@ class Itself(Entry):
         return (self.key,)
 
 
-Family = Rule | Sum | JaxOnly | Itself
+Family = Rule | Sum | Blocks | JaxOnly | Itself
 
-# Variables of a Linen model hold the parameters in a collection of this name, and optimizers see its content.
-PREFIXES = ("", "params.")
+# Variables of a Linen model hold the parameters in a collection of this name, those of a stateful Haiku model
+# are the first of two; optimizers see their content.
+PREFIXES = ("", "params.", "0.")
 
 
 @dataclass(frozen=True)
@@ -106,9 +108,10 @@ class Parameters:
         return {name: rows[key] for name, key in self.names.items()}
 
     @cached_property
-    def sums(self) -> dict[str, Sum]:
+    def sums(self) -> dict[str, Sum | Blocks]:
         """The names whose torch parameters the model holds only as a sum."""
-        rows = {key: family for family in self.families if isinstance(family, Sum) for key in family.keys}
+        lossy = [family for family in self.families if isinstance(family, (Sum, Blocks))]
+        rows = {key: family for family in lossy for key in family.keys}
         return {name: rows[key] for name, key in self.names.items() if key in rows}
 
     def own_paths(self, family: Family) -> tuple[str, ...]:
@@ -158,7 +161,7 @@ def _is_plain(rule: Any) -> bool:
 def _families(rule: AnyRule) -> Iterable[Family]:
     if isinstance(rule, Rule):
         return [] if rule.buffer else _apart(rule)
-    return [rule] if isinstance(rule, (Sum, JaxOnly)) else []
+    return [rule] if isinstance(rule, (Sum, Blocks, JaxOnly)) else []
 
 
 def _apart(rule: Rule) -> list[Rule]:
