@@ -18,7 +18,7 @@ from jaxstate.adapters import adapter_of
 from jaxstate.binding import Binding
 from jaxstate.convert import bind
 from jaxstate.errors import CheckpointError, near_names
-from jaxstate.optim._torch_dict.groups_json import groups_from_json, groups_to_json
+from jaxstate.optim._torch_dict.groups_json import folded, groups_from_json, groups_to_json, spelled_out
 
 ITEMS = ("params", "buffers", "optimizer")
 
@@ -112,14 +112,15 @@ def _parted(leaves: Leaves, binding: Binding) -> dict[str, dict[str, Any]]:
 
 
 def _flat_optimizer(opt_state: Any) -> dict[str, Any]:
-    return {} if opt_state is None else tree.flat(opt_state)
+    return {} if opt_state is None else tree.flat(spelled_out(opt_state))
 
 
 def _unflat_optimizer(opt_state: Any, leaves: Leaves) -> Any:
     """The state with these leaves; a leaf that was a Python number is one again."""
-    before = tree.flat(opt_state)
-    kept = {path: _as_before(before[path], leaf) for path, leaf in leaves.items()}
-    return tree.unflat(opt_state, kept)
+    before = spelled_out(opt_state)
+    flat = tree.flat(before)
+    kept = {path: _as_before(flat[path], leaf) for path, leaf in leaves.items()}
+    return folded(tree.unflat(before, kept), opt_state)
 
 
 def _as_before(before: Any, leaf: Any) -> Any:

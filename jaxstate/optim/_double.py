@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxstate.optim._zero import Zero
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -71,6 +73,8 @@ class Double:
         return _normal(total, error - self.low)
 
     def __mul__(self, other: Any) -> Any:
+        if isinstance(other, Zero):
+            return other
         if not isinstance(other, Double):
             return self._at(other) * other
         a, b = _halves(self.high), _halves(other.high)
