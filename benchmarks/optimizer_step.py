@@ -18,6 +18,22 @@ import optax
 
 import jaxstate as js
 
+
+
+def averaged_sgd(lr, mu=1.0):
+    """SGD, and beside it the mean of its iterates, of optax's parts."""
+    inner = optax.sgd(lr)
+
+    def update(updates, state, params):
+        updates, sgd = inner.update(updates, state[0], params)
+        new = optax.apply_updates(params, updates)
+        return updates, (sgd, optax.incremental_update(new, state[1], state[2]), state[2])
+
+    return optax.GradientTransformation(
+        lambda params: (inner.init(params), jax.tree.map(jnp.zeros_like, params), jnp.float32(mu)), update
+    )
+
+
 # What a user would take instead. Where optax has no such algorithm, its nearest in cost is named.
 PAIRS = {
     "sgd": (lambda: js.optim.sgd(lr=0.01, momentum=0.9), lambda: optax.sgd(0.01, 0.9)),
@@ -27,7 +43,7 @@ PAIRS = {
     "adadelta": (lambda: js.optim.adadelta(), lambda: optax.adadelta(1.0, rho=0.9)),
     "adagrad": (lambda: js.optim.adagrad(), lambda: optax.adagrad(0.01)),
     "adamax": (lambda: js.optim.adamax(), lambda: optax.adamax(2e-3)),
-    "asgd": (lambda: js.optim.asgd(), lambda: optax.sgd(0.01)),
+    "asgd": (lambda: js.optim.asgd(), lambda: averaged_sgd(0.01)),
     "nadam": (lambda: js.optim.nadam(), lambda: optax.nadam(2e-3)),
     "radam": (lambda: js.optim.radam(), lambda: optax.radam(1e-3)),
     "rmsprop": (

@@ -65,11 +65,11 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     # eta_0 = gamma, and every eta is one that float32 has
     eta = Double.of(jnp.where(t == 1, lr.high.astype(jnp.float32).astype(g.dtype), state["eta"]))
     # theta_t = (1 - lambda eta_{t-1}) theta_{t-1} - eta_{t-1} g_t
-    new = rounded(rounded((1 - lambd * eta) * p) - eta * g)
+    update = update_to(p, rounded((1 - lambd * eta) * p) - eta * g)
+    new = p + update  # in these words, since then the program reads what it has added, and needs no copy
     ax = jnp.where(mu == 1, new, ax + (new - ax) * mu)  # the mean of theta since t_0
     eta, mu = _scalars(t, group)
-    state = {"step": t, "eta": eta, "mu": mu, "ax": ax}
-    return update_to(p, new), state
+    return update, {"step": t, "eta": eta, "mu": mu, "ax": ax}
 
 
 def _scalars(t: Any, group: Any) -> tuple[Any, Any]:
