@@ -19,7 +19,6 @@ import optax
 import jaxstate as js
 
 
-
 def averaged_sgd(lr, mu=1.0):
     """SGD, and beside it the mean of its iterates, of optax's parts."""
     inner = optax.sgd(lr)

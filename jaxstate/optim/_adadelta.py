@@ -15,7 +15,6 @@ from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
 from jaxstate.optim._arithmetic import update_to
 from jaxstate.optim._checks import check_lr, check_nonnegative
-from jaxstate.optim._double import rounded
 from jaxstate.optim._transform import transformation
 
 
@@ -62,7 +61,7 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
         g = -g
     g = g + lamb * p
     v = rho * v + (1 - rho) * g * g  # v_t = rho v_{t-1} + (1 - rho) g_t^2
-    delta = rounded(jnp.sqrt(u + eps) / jnp.sqrt(v + eps) * g)  # of the scale of the deltas before it
+    delta = jnp.sqrt(u + eps) / jnp.sqrt(v + eps) * g  # of the scale of the deltas before it
     u = rho * u + (1 - rho) * delta * delta  # u_t = rho u_{t-1} + (1 - rho) delta_t^2
     return update_to(p, p - lr * delta), {"step": state["step"] + 1, "square_avg": v, "acc_delta": u}
 

@@ -52,7 +52,7 @@ def _pure(tree: Any) -> Any:
 
 
 def _boxed(boxes: Any, tree: Any) -> Any:
-    """The tree with its arrays in copies of these Variables; a number that was no array gets one of its own."""
+    """The tree with its arrays in copies of these Variables; what was no array gets a Variable of its own."""
     variable, own = sys.modules["flax.nnx"].Variable, sys.modules["flax.nnx.training.optimizer"].OptArray
     old = dict(jax.tree_util.tree_leaves_with_path(boxes, is_leaf=lambda x: isinstance(x, variable)))
     return jax.tree_util.tree_map_with_path(
