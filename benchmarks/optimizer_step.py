@@ -1,6 +1,6 @@
 """One jitted step of each parity optimizer against optax's nearest and against torch's own, in one run.
 
-    python benchmarks/optimizer_step.py [--millions 20] [--rounds 15] [--only 'adam;sgd'] [--cpu] [--json FILE]
+    python benchmarks/optimizer_step.py [--millions 20] [--rounds 15] [--only 'adam;sgd'] [--cpu] [--json F]
 
 The parameters are those of a small transformer. A step is update and apply, compiled with its state and
 parameters donated, as in training. All sides are timed in turns, so that whatever else the machine does meets
