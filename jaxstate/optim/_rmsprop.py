@@ -71,12 +71,12 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     mu, b = group["momentum"], state["momentum_buffer"]
     # b_t = mu b_{t-1} + g_t / (sqrt(v_t) + eps). Without momentum torch leaves an existing buffer as it is.
     used = mu.high > 0
-    b = jnp.where(used, mu * jnp.ones((), g.dtype), 1) * b + _where(used, g, v, eps)
+    b = jnp.where(used, mu * jnp.ones((), g.dtype), 1) * b + _quotient(used, g, v, eps)
     new["momentum_buffer"] = b
-    return update_to(p, p + jnp.where(used, -lr * b, _where(~used, -lr * g, v, eps))), new
+    return update_to(p, p + jnp.where(used, -lr * b, _quotient(~used, -lr * g, v, eps))), new
 
 
-def _where(used: Any, g: Any, v: Any, eps: Any) -> Any:
+def _quotient(used: Any, g: Any, v: Any, eps: Any) -> Any:
     """g / (sqrt(v) + eps) where that is used, else 0.
 
     A quotient that two arrays are made of would be kept in memory, for all parameters at once; two of them,
