@@ -130,3 +130,20 @@ def test_nnx_gets_a_variable_for_it():
     plain, decayed = (nnx.Optimizer(net, sgd(lr=0.1, weight_decay=x), wrt=nnx.Param) for x in (0, 0.3))
     assert np.array_equal(trained(set_hyperparameters(plain, weight_decay=0.3)), trained(decayed))
     assert decays(plain) == [0]
+
+
+def test_the_momentum_of_rmsprop_may_pause():
+    torch = pytest.importorskip("torch")
+    p = torch.nn.Parameter(torch.ones(3))
+    oracle = torch.optim.RMSprop([p], lr=0.1, momentum=0.9, alpha=0.7, eps=0.0, foreach=False)
+    tx, params = js.optim.rmsprop(lr=0.1, momentum=0.9, alpha=0.7, eps=0.0), {"w": jnp.ones(3)}
+    opt = tx.init(params)
+    for t, momentum in enumerate([0.9, 0.0, 0.9, 0.5, 0.0]):
+        opt, oracle.param_groups[0]["momentum"] = set_hyperparameters(opt, momentum=momentum), momentum
+        slope = np.float32([1, -2, t + 1])
+        p.grad = torch.from_numpy(slope.copy())
+        oracle.step()
+        updates, opt = jax.jit(tx.update)({"w": jnp.asarray(slope)}, opt, params)
+        params = optax.apply_updates(params, updates)
+        assert np.allclose(params["w"], p.detach().numpy(), rtol=1e-6, atol=1e-6)
+        assert np.allclose(opt.buffers["momentum_buffer"]["w"], oracle.state[p]["momentum_buffer"], rtol=1e-6)
