@@ -1,22 +1,47 @@
-"""One jitted step of each parity optimizer against optax's nearest: ratios of time and of memory, in one run.
+"""One jitted step of each parity optimizer against optax's nearest and against torch's own, in one run.
 
-    python benchmarks/optimizer_step.py [--millions 20] [--rounds 15] [--json out.json]
+    python benchmarks/optimizer_step.py [--millions 20] [--rounds 15] [--only 'adam;sgd'] [--cpu] [--json F]
 
 The parameters are those of a small transformer. A step is update and apply, compiled with its state and
-parameters donated, as in training; the two are timed in turns, so that whatever else the machine does meets
-both. Memory is what the compiler reports: arguments that are not reused, outputs and temporaries.
+parameters donated, as in training. All sides are timed in turns, so that whatever else the machine does meets
+each of them; with --cpu, what counts is the time that the process had on all cores together, which other work
+does not lengthen. torch's are its loops over lists of tensors and, where it has one, its fused kernel, on as
+many threads as there are cores. Memory is what the compiler reports: outputs that are not written over
+arguments, and temporaries.
 """
 
 import argparse
 import json
-import statistics
+import os
 import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 import jaxstate as js
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # a thread of torch's that waits takes no time
+try:
+    import torch
+except ImportError:
+    torch = None
+
+
+def averaged_sgd(lr, mu=1.0):
+    """SGD, and beside it the mean of its iterates, of optax's parts."""
+    inner = optax.sgd(lr)
+
+    def update(updates, state, params):
+        updates, sgd = inner.update(updates, state[0], params)
+        new = optax.apply_updates(params, updates)
+        return updates, (sgd, optax.incremental_update(new, state[1], state[2]), state[2])
+
+    return optax.GradientTransformation(
+        lambda params: (inner.init(params), jax.tree.map(jnp.zeros_like, params), jnp.float32(mu)), update
+    )
+
 
 # What a user would take instead. Where optax has no such algorithm, its nearest in cost is named.
 PAIRS = {
@@ -27,7 +52,7 @@ PAIRS = {
     "adadelta": (lambda: js.optim.adadelta(), lambda: optax.adadelta(1.0, rho=0.9)),
     "adagrad": (lambda: js.optim.adagrad(), lambda: optax.adagrad(0.01)),
     "adamax": (lambda: js.optim.adamax(), lambda: optax.adamax(2e-3)),
-    "asgd": (lambda: js.optim.asgd(), lambda: optax.sgd(0.01)),
+    "asgd": (lambda: js.optim.asgd(), lambda: averaged_sgd(0.01)),
     "nadam": (lambda: js.optim.nadam(), lambda: optax.nadam(2e-3)),
     "radam": (lambda: js.optim.radam(), lambda: optax.radam(1e-3)),
     "rmsprop": (
@@ -42,6 +67,25 @@ PAIRS = {
     "muon": (lambda: js.optim.muon(), lambda: optax.contrib.muon(1e-3)),
 }
 MATRICES_ONLY = ("muon",)
+
+# torch's class, and what is not its default. Muon has one implementation there.
+TORCH = {
+    "sgd": ("SGD", {"lr": 0.01, "momentum": 0.9}),
+    "adam": ("Adam", {}),
+    "adam, amsgrad": ("Adam", {"amsgrad": True}),
+    "adamw": ("AdamW", {}),
+    "adadelta": ("Adadelta", {}),
+    "adagrad": ("Adagrad", {}),
+    "adamax": ("Adamax", {}),
+    "asgd": ("ASGD", {}),
+    "nadam": ("NAdam", {}),
+    "radam": ("RAdam", {}),
+    "rmsprop": ("RMSprop", {"momentum": 0.9}),
+    "rprop": ("Rprop", {}),
+    "adafactor": ("Adafactor", {}),
+    "muon": ("Muon", {}),
+}
+FUSED = ("sgd", "adam", "adam, amsgrad", "adamw", "adagrad")
 
 
 def parameters(millions, matrices_only):
@@ -81,45 +125,83 @@ def memory(program):
     return analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes
 
 
-def seconds(program, arguments):
-    params, state, grads = arguments
-    start = time.perf_counter()
-    params, state = program(params, state, grads)
-    jax.block_until_ready((params, state))
-    return time.perf_counter() - start, (params, state, grads)
+def compiled_step(clock, program, params, state, grads):
+    """A function that makes one step more and returns its time in seconds."""
+
+    def run():
+        nonlocal params, state
+        start = clock()
+        params, state = program(params, state, grads)
+        jax.block_until_ready((params, state))
+        return clock() - start
+
+    return run
 
 
-def compare(name, millions, rounds):
-    """Medians of both sides, timed in turns after a warm-up."""
+def torch_step(clock, name, params, **implementation):
+    """The same of torch."""
+    kind, options = TORCH[name]
+    tensors = [torch.nn.Parameter(torch.from_numpy(np.array(p))) for p in jax.tree.leaves(params)]
+    for p in tensors:
+        p.grad = 0.01 * p.detach().sin()
+    optimizer = getattr(torch.optim, kind)(tensors, **options, **implementation)
+
+    def run():
+        start = clock()
+        optimizer.step()
+        return clock() - start
+
+    return run
+
+
+def compare(name, millions, rounds, clock=time.perf_counter):
+    """The fastest round in milliseconds of all sides, timed in turns after a warm-up; the programs' memory.
+
+    Whatever else the machine does only adds to a time.
+    """
     params = parameters(millions, name in MATRICES_ONLY)
-    programs, arguments = zip(*(compiled(make(), params) for make in PAIRS[name]), strict=True)
-    arguments, times = list(arguments), ([], [])
+    made = [compiled(make(), params) for make in PAIRS[name]]
+    sides = {
+        side: compiled_step(clock, program, *arguments)
+        for side, (program, arguments) in zip(("ours", "optax"), made, strict=True)
+    }
+    if torch is not None:
+        sides["foreach"] = torch_step(clock, name, params, **({} if name == "muon" else {"foreach": True}))
+    if torch is not None and name in FUSED:
+        sides["fused"] = torch_step(clock, name, params, fused=True)
+    times = {side: [] for side in sides}
     for n in range(rounds + 2):
-        for side in (0, 1):
-            elapsed, arguments[side] = seconds(programs[side], arguments[side])
-            times[side].extend([elapsed] if n >= 2 else [])
-    ours, theirs = (statistics.median(row) for row in times)
-    spare = [memory(program) for program in programs]
-    return {"name": name, "ms": ours * 1e3, "optax ms": theirs * 1e3, "time": ours / theirs, "spare": spare}
+        for side, run in sides.items():
+            elapsed = run()
+            times[side] += [elapsed] if n >= 2 else []
+    ms = {side: 1e3 * min(row) for side, row in times.items()}
+    return {"name": name, **ms, "spare": [memory(program) / 2**20 for program, _ in made]}
+
+
+def shown(row):
+    """A line of the table: milliseconds, ratios, MiB."""
+    cells = [f"{row['name']:14} {row['ours']:8.2f}"]
+    for side in ("optax", "foreach", "fused"):
+        cells.append(f"{row[side]:8.2f} {row['ours'] / row[side]:5.2f}" if side in row else " " * 14)
+    return "  ".join(cells) + "   {:6.1f} {:6.1f}".format(*row["spare"])
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--millions", type=float, default=20, help="parameters, in millions")
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only", type=lambda names: names.split(";"), default=list(PAIRS))
+    parser.add_argument("--cpu", action="store_true", help="CPU time instead of elapsed time")
     parser.add_argument("--json")
     options = parser.parse_args()
+    if torch is not None:
+        torch.set_num_threads(os.cpu_count())
     print(f"{jax.devices()[0].device_kind}, {options.millions:g} million parameters, {options.rounds} rounds")
-    print(f"{'optimizer':14} {'ms':>8} {'optax':>8} {'time':>6}   spare MiB, ours and optax's")
-    rows = []
-    for name in (n for n in PAIRS if hasattr(js.optim, n.partition(",")[0])):
-        row = compare(name, options.millions, options.rounds)
-        mine, theirs = (size / 2**20 for size in row["spare"])
-        print(
-            f"{name:14} {row['ms']:8.2f} {row['optax ms']:8.2f} {row['time']:6.2f}   {mine:.1f} {theirs:.1f}",
-            flush=True,
-        )
-        rows.append(row)
+    print(f"{'optimizer':14} {'ms':>8}  {'optax':>14}  {'torch foreach':>14}  {'fused':>14}   spare MiB")
+    rows, clock = [], time.process_time if options.cpu else time.perf_counter
+    for name in options.only:
+        rows.append(compare(name, options.millions, options.rounds, clock))
+        print(shown(rows[-1]), flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(rows, file, indent=1)

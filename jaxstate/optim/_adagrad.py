@@ -58,15 +58,19 @@ def adagrad(
 
 
 def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, dict[str, Any]]:
-    lr, eta, eps, lamb = (group[key] for key in ("lr", "lr_decay", "eps", "weight_decay"))
+    eps, lamb = group["eps"], group["weight_decay"]
     t = state["step"] + 1
     if group["maximize"]:
         g = -g
     g = g + lamb * p
-    lr = lr / (1 + eta * Double.of(t - 1))  # gamma_t = gamma / (1 + (t - 1) eta)
     s = state["sum"] + g * g  # s_t = s_{t-1} + g_t^2
     # theta_t = theta_{t-1} - gamma_t g_t / (sqrt(s_t) + eps)
-    return update_to(p, p + -lr * g / (jnp.sqrt(s) + eps)), {"step": t, "sum": s}
+    return update_to(p, p + state["rate"] * g / (jnp.sqrt(s) + eps)), {"step": t, "sum": s}
+
+
+def _coefficients(state: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    """-gamma_t = -gamma / (1 + (t - 1) eta)"""
+    return {"rate": -group["lr"] / (1 + group["lr_decay"] * Double.of(state["step"] - 1))}
 
 
 def _buffers(options: Options) -> tuple[str, ...]:
@@ -103,6 +107,7 @@ ADAGRAD = Algorithm(
     ),
     flags=("maximize",),
     recursion=_recursion,
+    coefficients=_coefficients,
     buffers=_buffers,
     check=_check,
     filled=(

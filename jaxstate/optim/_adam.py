@@ -76,8 +76,13 @@ def recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, d
         # The largest v so far, without its bias correction: torch corrects after the maximum.
         new["max_exp_avg_sq"] = v = jnp.maximum(state["max_exp_avg_sq"], v)
     # theta_t = theta - lr m^_t / (sqrt(v^_t) + eps); m^_t = m_t / (1 - beta1^t), v^_t = v_t / (1 - beta2^t)
-    denominator = jnp.sqrt(v) / b2.one_minus_power(t).sqrt() + eps
-    return decay + -lr / b1.one_minus_power(t) * m / denominator, new
+    return decay + state["rate"] * m / (jnp.sqrt(v) / state["root"] + eps), new
+
+
+def coefficients(state: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    """-lr / (1 - beta1^t) and sqrt(1 - beta2^t)"""
+    lr, (b1, b2) = group["lr"], group["betas"]
+    return {"rate": -lr / b1.one_minus_power(state["step"]), "root": b2.one_minus_power(state["step"]).sqrt()}
 
 
 def _buffers(options: Options) -> tuple[str, ...]:
@@ -133,6 +138,7 @@ ADAM = Algorithm(
     ),
     flags=("amsgrad", "maximize", "decoupled_weight_decay"),
     recursion=recursion,
+    coefficients=coefficients,
     buffers=_buffers,
     check=_check,
     filled=FILLED,

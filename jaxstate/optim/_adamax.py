@@ -53,7 +53,7 @@ def adamax(
 
 
 def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, dict[str, Any]]:
-    lr, (b1, b2), eps, lamb = (group[key] for key in ("lr", "betas", "eps", "weight_decay"))
+    (b1, b2), eps, lamb = (group[key] for key in ("betas", "eps", "weight_decay"))
     t = state["step"] + 1
     if group["maximize"]:
         g = -g
@@ -61,8 +61,12 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     m = lerp(state["exp_avg"], g, 1 - b1)  # m_t = beta1 m_{t-1} + (1 - beta1) g_t
     u = jnp.maximum(b2 * state["exp_inf"], jnp.abs(g) + eps)  # u_t = max(beta2 u_{t-1}, |g_t| + eps)
     # theta_t = theta_{t-1} - gamma / (1 - beta1^t) m_t / u_t
-    new = p + -lr / b1.one_minus_power(t) * m / u
+    new = p + state["rate"] * m / u
     return update_to(p, new), {"step": t, "exp_avg": m, "exp_inf": u}
+
+
+def _coefficients(state: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    return {"rate": -group["lr"] / group["betas"][0].one_minus_power(state["step"])}
 
 
 def _buffers(options: Options) -> tuple[str, ...]:
@@ -94,6 +98,7 @@ ADAMAX = Algorithm(
     ),
     flags=("maximize",),
     recursion=_recursion,
+    coefficients=_coefficients,
     buffers=_buffers,
     check=_check,
     filled=(

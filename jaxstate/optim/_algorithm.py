@@ -23,6 +23,11 @@ def zero(buffer: str, options: Options) -> Any:
     return 0
 
 
+def none(state: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    """The coefficients of a recursion that needs none."""
+    return {}
+
+
 def as_float32(step: int) -> np.ndarray:
     """A step as most optimizers write it, where adding one to 2**24 changes nothing."""
     return np.array(min(step, 2**24), np.float32)
@@ -40,7 +45,7 @@ class Algorithm:
         flags: the keys that choose another recursion, or other shapes. They are static, and a file must
             agree with them.
         recursion: `(p, g, state of p, group) -> (update to add to p, new state of p)`, where the state of one
-            parameter is torch's entry for it: `{"step": ..., "exp_avg": ..., ...}`.
+            parameter is torch's entry for it: `{"step": ..., "exp_avg": ..., ...}`, and the coefficients.
         buffers: the names of the arrays that torch keeps for a parameter, in order, given its group.
         check: raises torch's ValueErrors for options that torch's constructor refuses.
         filled: what torch fills in where a checkpoint of an older version lacks a key.
@@ -50,6 +55,8 @@ class Algorithm:
         like: the shape and dtype of a buffer, given its name and the parameter (of which only these two are
             read); None where torch keeps none for this parameter.
         own: the buffers that are not shaped like their parameter. No Layout moves them.
+        coefficients: `(state, group) -> {name: (n,)}`, what a step needs besides arrays, of n parameters at
+            once: of their `step`, int32 (n,), which this step has counted, and of buffers of one number.
         start: what a buffer is full of before the first step, given its name and the constructor's options
             (a group has no say in torch); a complex one has it in both parts. What torch sets at the first
             step from an option that may have changed by then, the recursion sets where `step` is 0.
@@ -78,6 +85,7 @@ class Algorithm:
     eager: bool = False
     like: Callable[[str, Any], jax.ShapeDtypeStruct | None] = like_parameter
     own: tuple[str, ...] = ()
+    coefficients: Callable[[Mapping[str, Any], Any], dict[str, Any]] = none
     start: Callable[[str, Options], Any] = zero
     complex: bool = False
     implied: tuple[str, ...] = ()

@@ -57,30 +57,34 @@ def asgd(
 
 
 def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, dict[str, Any]]:
-    lr, lambd, lamb = (group[key] for key in ("lr", "lambd", "weight_decay"))
-    mu, ax, t = state["mu"], state["ax"], state["step"] + 1
+    eta, mu, ax = (state[key] for key in ("now", "share", "ax"))
     if group["maximize"]:
         g = -g
-    g = g + lamb * p
-    # eta_0 = gamma, and every eta is one that float32 has
-    eta = Double.of(jnp.where(t == 1, lr.high.astype(jnp.float32).astype(g.dtype), state["eta"]))
+    g = g + group["weight_decay"] * p
     # theta_t = (1 - lambda eta_{t-1}) theta_{t-1} - eta_{t-1} g_t
-    new = rounded(rounded((1 - lambd * eta) * p) - eta * g)
+    update = update_to(p, rounded(state["shrink"] * p) - eta * g)
+    new = p + update  # in these words, since then the program reads what it has added, and needs no copy
     ax = jnp.where(mu == 1, new, ax + (new - ax) * mu)  # the mean of theta since t_0
-    eta, mu = _scalars(t, group)
-    state = {"step": t, "eta": eta, "mu": mu, "ax": ax}
-    return update_to(p, new), state
+    return update, {"step": state["step"] + 1, "eta": state["next_eta"], "mu": state["next_mu"], "ax": ax}
 
 
-def _scalars(t: Any, group: Any) -> tuple[Any, Any]:
-    """eta_t and mu_t, which torch rounds to float32 and reads in the next step."""
+def _coefficients(state: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    """eta and mu of this step and of the next, which torch rounds to float32 in between."""
     lr, lambd, alpha, t0 = (group[key] for key in ("lr", "lambd", "alpha", "t0"))
-    t = Double.of(t)
+    # eta_0 = gamma, and every eta is one that float32 has
+    eta = Double.of(jnp.where(state["step"] == 1, lr.high.astype(jnp.float32), state["eta"]))
+    t = Double.of(state["step"])
     # eta_t = gamma / (1 + lambda gamma t)^alpha
     power = jnp.exp(-alpha.high * jnp.log1p((lambd * lr * t).high))
     # mu_t = 1 / max(1, t - t_0)
     late = jnp.maximum(t.high - t0.high - t0.low, 1.0)
-    return lr.high * power, 1 / late
+    return {
+        "now": eta,
+        "shrink": 1 - lambd * eta,
+        "share": state["mu"],
+        "next_eta": lr.high * power,
+        "next_mu": 1 / late,
+    }
 
 
 def _buffers(options: Options) -> tuple[str, ...]:
@@ -115,6 +119,7 @@ ASGD = Algorithm(
     ),
     flags=("maximize",),
     recursion=_recursion,
+    coefficients=_coefficients,
     buffers=_buffers,
     check=_check,
     filled=(

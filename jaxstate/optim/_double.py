@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jaxstate.optim._zero import Zero
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Double:
     """A number as an array leaf, so that another value needs no compilation.
 
     Args:
-        parts: (..., 3), of falling size, whose sum is the number.
+        parts: (..., 3), of falling size, whose sum is the number; operators between numbers broadcast.
 
     >>> float(Double.of(0.999)) == 0.999
     True
@@ -71,6 +73,8 @@ class Double:
         return _normal(total, error - self.low)
 
     def __mul__(self, other: Any) -> Any:
+        if isinstance(other, Zero):
+            return other
         if not isinstance(other, Double):
             return self._at(other) * other
         a, b = _halves(self.high), _halves(other.high)
@@ -80,7 +84,8 @@ class Double:
     def __truediv__(self, other: Any) -> Any:
         if not isinstance(other, Double):
             return self._at(other) / other
-        return _pair(self.high / other.high, jnp.zeros_like(self.high))
+        quotient = self.high / other.high
+        return _pair(quotient, jnp.zeros_like(quotient))
 
     def __rtruediv__(self, array: Any) -> Any:
         return array / self._at(array)

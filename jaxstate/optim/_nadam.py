@@ -68,15 +68,25 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     g = g if group["decoupled_weight_decay"] else g + lamb * p
     m = lerp(state["exp_avg"], g, 1 - b1)  # m_t = beta1 m_{t-1} + (1 - beta1) g_t
     v = b2 * state["exp_avg_sq"] + (1 - b2) * g * g  # v_t = beta2 v_{t-1} + (1 - beta2) g_t^2
-    mu, next_mu = _momentum(t, group), _momentum(t + 1, group)
-    product = _product(state["mu_product"], mu)  # mu_1 ... mu_t
-    denominator = jnp.sqrt(v / b2.one_minus_power(t)) + eps
+    denominator = jnp.sqrt(v / state["correction"]) + eps
     # theta_t = theta_{t-1} - gamma ((1 - mu_t) g_t / (1 - mu_1 ... mu_t)
     #                                + mu_{t+1} m_t / (1 - mu_1 ... mu_{t+1})) / (sqrt(v^_t) + eps)
-    new = rounded(start + -lr * (1 - mu) / (1 - product) * g / denominator)
-    new = new + -lr * next_mu / (1 - product * next_mu) * m / denominator
-    state = {"step": t, "mu_product": product.high, "exp_avg": m, "exp_avg_sq": v}
-    return update_to(p, new), state
+    new = rounded(start + state["rate"] * g / denominator)
+    new = new + state["next_rate"] * m / denominator
+    return update_to(p, new), {"step": t, "mu_product": state["product"], "exp_avg": m, "exp_avg_sq": v}
+
+
+def _coefficients(state: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    """1 - beta2^t, mu_1 ... mu_t, and what g_t and m_t are multiplied by."""
+    lr, (_, b2), t = group["lr"], group["betas"], state["step"]
+    mu, next_mu = _momentum(t, group), _momentum(t + 1, group)
+    product = _product(state["mu_product"], mu)
+    return {
+        "correction": b2.one_minus_power(t),
+        "product": product.high,
+        "rate": -lr * (1 - mu) / (1 - product),
+        "next_rate": -lr * next_mu / (1 - product * next_mu),
+    }
 
 
 def _momentum(t: Any, group: Any) -> Double:
@@ -125,6 +135,7 @@ NADAM = Algorithm(
     ),
     flags=("maximize", "decoupled_weight_decay"),
     recursion=_recursion,
+    coefficients=_coefficients,
     buffers=_buffers,
     check=_check,
     filled=(

@@ -1,7 +1,8 @@
 """ParamGroup: the parameters that share hyper-parameters, and torch's options for them.
 
-Numbers are array leaves, so that another `lr` compiles nothing anew. All else is static and kept as it was
-given, in torch's order of keys: flags, `foreach`, `initial_lr`, a `name`, whatever a file holds.
+Numbers are array leaves, so that another `lr` compiles nothing anew; only a weight decay that is 0 from the
+start is none. All else is static and kept as it was given, in torch's order of keys: flags, `foreach`,
+`initial_lr`, a `name`, whatever a file holds.
 """
 
 import copy
@@ -14,6 +15,10 @@ import numpy as np
 
 from jaxstate.optim._algorithm import Algorithm
 from jaxstate.optim._double import Double
+from jaxstate.optim._zero import Zero
+
+# Numbers that stand before a term of their own, which is left out where they are 0.
+TERMS = ("weight_decay",)
 
 
 class Verbatim(Mapping):
@@ -51,7 +56,7 @@ class ParamGroup:
     """One group of an optimizer's state.
 
     Args:
-        numbers: hyper-parameters, by torch's keys: a Double, or a tuple of them.
+        numbers: hyper-parameters, by torch's keys: a Double, a tuple of them, or Zero.
         options: all of torch's keys, in order; a number's place holds its Python type.
         paths: the leaves of this group, in leaf order.
         param_names: torch's names in the order of the ids, if the file that was loaded had them.
@@ -76,7 +81,10 @@ class ParamGroup:
         """The group with these options of torch's; numbers of a dtype, or of jax's widest."""
         numeric = {key: options[key] for key in algorithm.hyperparameters}
         kinds = {key: _kind(value) for key, value in numeric.items()}
-        numbers = {key: to_doubles(value, dtype) for key, value in numeric.items()}
+        numbers = {
+            key: Zero() if key in TERMS and _is_zero(value) else to_doubles(value, dtype)
+            for key, value in numeric.items()
+        }
         return cls(numbers, Verbatim({**options, **kinds}), paths, param_names)
 
     def __getitem__(self, key: str) -> Any:
@@ -90,10 +98,27 @@ class ParamGroup:
         }
 
     def changed(self, **values: Any) -> "ParamGroup":
-        """This group with other hyper-parameters, which may be traced."""
-        dtype = jax.tree.leaves(self.numbers)[0].dtype
-        numbers = {key: to_doubles(value, dtype) for key, value in values.items()}
+        """This group with other hyper-parameters, which may be traced. Leaves stay leaves, also at 0."""
+        same = {key for key, x in values.items() if isinstance(self.numbers[key], Zero) and _is_zero(x)}
+        numbers = {key: to_doubles(x, self.dtype) for key, x in values.items() if key not in same}
         return replace(self, numbers={**self.numbers, **numbers})
+
+    def spelled_out(self) -> "ParamGroup":
+        """This group with a leaf for every number, in the place of the others."""
+        like = next(x for x in self.numbers.values() if isinstance(x, Double))
+        zero = jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else 0 * x, like)
+        return replace(self, numbers={k: zero if isinstance(x, Zero) else x for k, x in self.numbers.items()})
+
+    def folded(self, like: "ParamGroup") -> "ParamGroup":
+        """The inverse: without leaves for the zeros that another group has none for."""
+        none = {key for key, x in like.numbers.items() if isinstance(x, Zero)}
+        numbers = {key: Zero() if key in none and not _some(x) else x for key, x in self.numbers.items()}
+        return replace(self, numbers=numbers)
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the numbers' parts."""
+        return jax.tree.leaves(self.numbers)[0].dtype
 
 
 def to_doubles(value: Any, dtype: Any = None) -> Any:
@@ -101,6 +126,15 @@ def to_doubles(value: Any, dtype: Any = None) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(to_doubles(item, dtype) for item in value)
     return None if value is None else Double.of(value, dtype)
+
+
+def _is_zero(value: Any) -> bool:
+    """True for Python's numbers alone: an array may be another number in the next step."""
+    return type(value) in (int, float) and value == 0
+
+
+def _some(number: Any) -> bool:
+    return any(np.any(np.asarray(part)) for part in jax.tree.leaves(number))
 
 
 def _kind(value: Any) -> Any:

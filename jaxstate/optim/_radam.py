@@ -66,12 +66,22 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     g = g if group["decoupled_weight_decay"] else g + lamb * p
     m = lerp(state["exp_avg"], g, 1 - b1)  # m_t = beta1 m_{t-1} + (1 - beta1) g_t
     v = b2 * state["exp_avg_sq"] + (1 - b2) * g * g  # v_t = beta2 v_{t-1} + (1 - beta2) g_t^2
-    step = lr * (m / b1.one_minus_power(t))
-    adaptive = b2.one_minus_power(t).sqrt() / (jnp.sqrt(v) + eps)
-    used, r = rectifier(b2, t)
+    step = lr * (m / state["correction"])
+    adaptive = state["root"] / (jnp.sqrt(v) + eps)
     # theta_t = theta_{t-1} - gamma m^_t (r_t sqrt(1 - beta2^t) / (sqrt(v_t) + eps) if rho_t > 5 else 1)
-    new = start - jnp.where(used, r * (step * adaptive), step)
+    new = start - jnp.where(state["rectified"], state["r"] * (step * adaptive), step)
     return update_to(p, new), {"step": t, "exp_avg": m, "exp_avg_sq": v}
+
+
+def _coefficients(state: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    """1 - beta1^t, sqrt(1 - beta2^t), whether rho_t > 5, and r_t"""
+    b1, b2 = group["betas"]
+    rectified, r = rectifier(b2, state["step"])
+    roots = {
+        "correction": b1.one_minus_power(state["step"]),
+        "root": b2.one_minus_power(state["step"]).sqrt(),
+    }
+    return {**roots, "rectified": rectified, "r": r}
 
 
 def rectifier(b2: Double, t: Any) -> tuple[Any, Double]:
@@ -178,6 +188,7 @@ RADAM = Algorithm(
     ),
     flags=("maximize", "decoupled_weight_decay"),
     recursion=_recursion,
+    coefficients=_coefficients,
     buffers=_buffers,
     check=_check,
     filled=(

@@ -66,16 +66,23 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     if group["centered"]:
         new["grad_avg"] = a = lerp(state["grad_avg"], g, 1 - alpha)
         v = v - a * a
-    root = jnp.sqrt(v) + eps
-    plain = p + -lr * g / root
     if "momentum_buffer" not in state:
-        return update_to(p, plain), new
+        return update_to(p, p + -lr * g / (jnp.sqrt(v) + eps)), new
     mu, b = group["momentum"], state["momentum_buffer"]
-    moved = mu * b + g / root  # b_t = mu b_{t-1} + g_t / (sqrt(v_t) + eps)
-    # Without momentum torch leaves an existing buffer as it is.
+    # b_t = mu b_{t-1} + g_t / (sqrt(v_t) + eps). Without momentum torch leaves an existing buffer as it is.
     used = mu.high > 0
-    new["momentum_buffer"] = jnp.where(used, moved, b)
-    return update_to(p, jnp.where(used, p - lr * moved, plain)), new
+    b = jnp.where(used, mu * jnp.ones((), g.dtype), 1) * b + _quotient(used, g, v, eps)
+    new["momentum_buffer"] = b
+    return update_to(p, p + jnp.where(used, -lr * b, _quotient(~used, -lr * g, v, eps))), new
+
+
+def _quotient(used: Any, g: Any, v: Any, eps: Any) -> Any:
+    """g / (sqrt(v) + eps) where that is used, else 0.
+
+    A quotient that two arrays are made of would be kept in memory, for all parameters at once; two of them,
+    each for one array, are not.
+    """
+    return jnp.where(used, g, 0) / (jnp.sqrt(jnp.where(used, v, 1)) + eps)
 
 
 def _buffers(options: Options) -> tuple[str, ...]:

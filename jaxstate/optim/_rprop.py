@@ -15,6 +15,7 @@ from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
 from jaxstate.optim._arithmetic import update_to
 from jaxstate.optim._checks import check_lr
+from jaxstate.optim._double import rounded
 from jaxstate.optim._transform import transformation
 
 
@@ -62,7 +63,7 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     sign = _sign(g, state["prev"])
     # eta_t = eta_{t-1} times eta^+ where the sign has stayed, eta^- where it has turned, within its bounds
     factor = jnp.where(sign > 0, plus.high, jnp.where(sign < 0, minus.high, 1.0))
-    eta = jnp.clip(eta * factor.astype(g.dtype), least * one, most * one)
+    eta = rounded(jnp.clip(eta * factor.astype(g.dtype), least * one, most * one))
     g = jnp.where(sign < 0, 0, g)  # a gradient that has turned is forgotten
     new = p - jnp.sign(g) * eta  # theta_t = theta_{t-1} - eta_t sign(g_t)
     return update_to(p, new), {"step": t, "prev": g, "step_size": eta}

@@ -55,7 +55,7 @@ def sparse_adam(
 
 
 def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, dict[str, Any]]:
-    lr, (b1, b2), eps = (group[key] for key in ("lr", "betas", "eps"))
+    (b1, b2), eps = group["betas"], group["eps"]
     t, (rows, g) = state["step"] + 1, _rows(g)
     if group["maximize"]:
         g = -g
@@ -63,13 +63,19 @@ def _recursion(p: Any, g: Any, state: dict[str, Any], group: Any) -> tuple[Any, 
     m = m + (1 - b1) * (g - m)  # m_t = beta1 m_{t-1} + (1 - beta1) g_t
     v = v + (1 - b2) * (g * g - v)  # v_t = beta2 v_{t-1} + (1 - beta2) g_t^2
     # theta_t = theta - lr sqrt(1 - beta2^t) / (1 - beta1^t) m_t / (sqrt(v_t) + eps): eps is not corrected
-    size = lr * b2.one_minus_power(t).sqrt() / b1.one_minus_power(t)
     # Minus zero, added, changes no bit of the other rows.
-    update = jnp.full_like(p, -0.0).at[rows].set(-size * (m / (jnp.sqrt(v) + eps)), mode="drop")
+    update = jnp.full_like(p, -0.0).at[rows].set(-state["size"] * (m / (jnp.sqrt(v) + eps)), mode="drop")
     return update, {
         "step": t,
         "exp_avg": state["exp_avg"].at[rows].set(m, mode="drop"),
         "exp_avg_sq": state["exp_avg_sq"].at[rows].set(v, mode="drop"),
+    }
+
+
+def _coefficients(state: Mapping[str, Any], group: Any) -> dict[str, Any]:
+    b1, b2 = group["betas"]
+    return {
+        "size": group["lr"] * b2.one_minus_power(state["step"]).sqrt() / b1.one_minus_power(state["step"])
     }
 
 
@@ -102,6 +108,7 @@ SPARSE_ADAM = Algorithm(
     defaults=(("lr", 1e-3), ("betas", (0.9, 0.999)), ("eps", 1e-8), ("maximize", False)),
     flags=("maximize",),
     recursion=_recursion,
+    coefficients=_coefficients,
     buffers=lambda options: ("exp_avg", "exp_avg_sq"),
     check=_check,
     # torch reads it as False where it is lacking.

@@ -196,7 +196,8 @@ def set_hyperparameters(opt: Any, *, group: int | None = None, **values: Any) ->
     """Give hyper-parameters other values: torch's `for group in optimizer.param_groups: group["lr"] = ...`.
 
     Nothing is compiled anew, and values may be traced. A Python float is kept as a float64; an array has
-    no more than its own precision.
+    no more than its own precision. A weight decay of 0 is no array but left out of the program, which is
+    compiled anew, once, when it becomes another; `weight_decay=jnp.zeros(())` makes it one before that.
 
     Args:
         opt: a state of this package's, or a nest of optax states that holds one.

@@ -7,6 +7,8 @@ A complex parameter is a pair of real ones; its gradient is torch's, the conjuga
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
+from operator import itemgetter
 from typing import Any
 
 import jax
@@ -135,7 +137,7 @@ def _update(updates: Any, state: State, params: Any = None) -> tuple[Any, State]
     groups, slopes, entries = state.groups, treedef.flatten_up_to(updates), _entries(state)
     moved = [
         _one(state.algorithm, path, groups[path], *row)
-        for path, *row in zip(state.paths, leaves, slopes, entries, strict=True)
+        for path, *row in zip(state.paths, leaves, slopes, entries, _coefficients(state), strict=True)
     ]
     new = _with_entries(state, [entry for _, entry in moved])
     return treedef.unflatten([update for update, _ in moved]), new
@@ -165,19 +167,45 @@ def _with_entries(state: State, entries: Sequence[Mapping[str, Any]]) -> State:
     return replace(state, step=step, buffers=buffers)
 
 
+def _coefficients(state: State) -> list[dict[str, Any]]:
+    """The coefficients of each parameter: a program that works them out one by one takes long to compile."""
+    index, found, scalars = {path: i for i, path in enumerate(state.paths)}, {}, _scalars(state)
+    for group in state.param_groups if index else ():
+        numbers = state.algorithm.coefficients(scalars, group)
+        found |= {path: jax.tree.map(itemgetter(index[path]), numbers) for path in group.paths}
+    return [found[path] for path in state.paths]
+
+
+def _scalars(state: State) -> dict[str, Any]:
+    """What torch keeps in one number for each parameter, as vectors."""
+    rows = {name: list(state.buffer(name).values()) for name in state.algorithm.own}
+    single = {name: row for name, row in rows.items() if row and not any(map(jnp.ndim, row))}
+    return {"step": state.step + 1} | {name: jnp.stack(row) for name, row in single.items()}
+
+
 def _one(
-    algorithm: Algorithm, path: str, group: ParamGroup, p: Any, g: Any, entry: dict[str, Any]
+    algorithm: Algorithm, path: str, group: ParamGroup, p: Any, g: Any, entry: dict[str, Any], numbers: Any
 ) -> tuple[Any, dict[str, Any]]:
-    """The update and the state of one parameter, rounded to the dtypes they are kept in."""
+    """The update and the state of one parameter."""
     if g is None:
         # Minus zero, added, changes no bit; plus zero would turn a -0.0 around.
         return -jnp.zeros_like(p), entry
     check_gradient(algorithm, path, g, p)
+    return _moved(algorithm, replace(group, paths=(), param_names=None), p, g, entry, numbers)
+
+
+# A function of its own, so that parameters of one group and shape are traced together.
+@partial(jax.jit, static_argnums=0)
+def _moved(
+    algorithm: Algorithm, group: ParamGroup, p: Any, g: Any, entry: dict[str, Any], numbers: dict[str, Any]
+) -> tuple[Any, dict[str, Any]]:
+    """The update and the state, rounded to the dtypes they are kept in."""
     g = widened(g, jnp.promote_types(p.dtype, jnp.float32))
     dtype = jnp.finfo(g.dtype).dtype
     wide = {name: _as_real(x, dtype) for name, x in entry.items() if name != "step"}
     slope = g if algorithm.sparse else _as_real(g, dtype)
-    update, new = algorithm.recursion(_as_real(p, dtype), slope, {**wide, "step": entry["step"]}, group)
+    known = {**wide, **numbers, "step": entry["step"]}
+    update, new = algorithm.recursion(_as_real(p, dtype), slope, known, group)
     return _as(p.dtype, update), {name: _as(entry[name].dtype, x) for name, x in new.items()}
 
 

@@ -14,7 +14,7 @@ from jaxstate.adapters import adapter_of
 from jaxstate.binding import Binding
 from jaxstate.errors import CheckpointError, near_names
 from jaxstate.optim._nest.flax_states import closed, opened
-from jaxstate.optim._torch_dict.groups_json import groups_from_json
+from jaxstate.optim._torch_dict.groups_json import folded, groups_from_json, spelled_out
 
 Leaves = Mapping[str, Any]
 
@@ -62,12 +62,13 @@ def with_model_items(model: Any, items: Mapping[str, Leaves]) -> Any:
 
 def optimizer_leaves(opt: Any) -> dict[str, Any]:
     """The leaves of a tree of states, of an `nnx.Optimizer` or of a `TrainState`."""
-    return {} if opt is None else tree.flat(opened(opt))
+    return {} if opt is None else tree.flat(spelled_out(opened(opt)))
 
 
 def with_optimizer_leaves(opt: Any, leaves: Leaves, groups: list[Any] | None) -> Any:
     """A holder or tree like this one with these leaves, and with the param_groups of a record, if any."""
-    new = tree.unflat(opened(opt), leaves)
+    before = opened(opt)
+    new = folded(tree.unflat(spelled_out(before), leaves), before)
     return closed(opt, new if groups is None else groups_from_json(new, groups))
 
 

@@ -52,8 +52,9 @@ def _pure(tree: Any) -> Any:
 
 
 def _boxed(boxes: Any, tree: Any) -> Any:
-    """The tree with its arrays in copies of these Variables, one for one."""
-    variable = sys.modules["flax.nnx"].Variable
-    leaves, treedef = jax.tree.flatten(tree)
-    old = jax.tree.leaves(boxes, is_leaf=lambda x: isinstance(x, variable))
-    return treedef.unflatten([box.replace(leaf) for box, leaf in zip(old, leaves, strict=True)])
+    """The tree with its arrays in copies of these Variables; what was no array gets a Variable of its own."""
+    variable, own = sys.modules["flax.nnx"].Variable, sys.modules["flax.nnx.training.optimizer"].OptArray
+    old = dict(jax.tree_util.tree_leaves_with_path(boxes, is_leaf=lambda x: isinstance(x, variable)))
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: old[path].replace(leaf) if path in old else own(leaf), tree
+    )

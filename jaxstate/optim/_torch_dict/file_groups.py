@@ -6,7 +6,7 @@ names decide where a file has them, and options must ask for the recursion that 
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,11 +63,11 @@ class FileGroup:
         return f"a {' and a '.join(lacking)}, which this optimizer does not keep" if lacking else ""
 
     def loaded(self, algorithm: Algorithm) -> ParamGroup:
-        """The template with the file's options."""
-        like = next(iter(self.template.numbers.values()))
-        dtype = (like[0] if isinstance(like, tuple) else like).parts.dtype
+        """The template with the file's options; what is a leaf stays one, also where the file has 0."""
         names = tuple(self.names.values()) if self.named else self.template.param_names
-        return ParamGroup.of(algorithm, self.options, self.template.paths, dtype, names)
+        made = ParamGroup.of(algorithm, self.options, self.template.paths, self.template.dtype, names)
+        changed = self.template.changed(**{key: self.options[key] for key in made.numbers})
+        return replace(made, numbers=changed.numbers)
 
 
 def file_groups(state: State, osd: Mapping[str, Any], parameters: Parameters) -> list[FileGroup]:

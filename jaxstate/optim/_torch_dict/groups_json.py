@@ -41,6 +41,25 @@ def groups_from_json(opt: Any, rows: list[Any]) -> Any:
     return treedef.unflatten([_with_groups(node, next(made)) if _is_state(node) else node for node in nodes])
 
 
+def spelled_out(opt: Any) -> Any:
+    """A tree of optimizer states with a leaf for every number, whatever its values; as it is stored."""
+    return jax.tree.map(lambda node: _map_groups(ParamGroup.spelled_out, node), opt, is_leaf=_is_state)
+
+
+def folded(opt: Any, template: Any) -> Any:
+    """The inverse of `spelled_out`: zeros are no leaves where they are none in the template."""
+    return jax.tree.map(
+        lambda like, node: _map_groups(ParamGroup.folded, node, like), template, opt, is_leaf=_is_state
+    )
+
+
+def _map_groups(f: Any, *nodes: Any) -> Any:
+    if not _is_state(nodes[0]):
+        return nodes[0]
+    groups = zip(*(node.param_groups for node in nodes), strict=True)
+    return replace(nodes[0], param_groups=tuple(f(*row) for row in groups))
+
+
 def _is_state(node: Any) -> bool:
     return isinstance(node, State)
 
