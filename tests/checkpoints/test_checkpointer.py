@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as v0
 import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
@@ -107,6 +108,10 @@ def test_orbax_opens_the_steps(tmp_path):
     with ocp.training.Checkpointer(tmp_path) as theirs:
         assert theirs.latest.step == 4 and theirs.latest.metrics == {"loss": 0.5, "other": 0.0}
         found = theirs.load_checkpointables(4, {"params": {"w": np.empty(3, "f")}})
+    assert found["params"]["w"].tolist() == [4, 1, 2]
+    with v0.CheckpointManager(tmp_path) as theirs:
+        params = v0.args.StandardRestore({"w": np.empty(3, "f")})
+        found = theirs.restore(4, args=v0.args.Composite(params=params))
     assert found["params"]["w"].tolist() == [4, 1, 2]
 
 
