@@ -33,6 +33,10 @@ class CheckpointError(JaxstateError, ValueError):
     """A checkpoint does not fit what is to be restored, or cannot be stored without loss."""
 
 
+class ParityError(JaxstateError, AssertionError):
+    """A model does not compute what it was ported from: how far apart they are, where, and why."""
+
+
 class Mismatch(NamedTuple):
     """One entry that does not fit: its torch key, and the shapes of file and model."""
 
