@@ -34,7 +34,15 @@ class CheckpointError(JaxstateError, ValueError):
 
 
 class ParityError(JaxstateError, AssertionError):
-    """A model does not compute what it was ported from: how far apart they are, where, and why."""
+    """A model does not compute what it was ported from: how far apart they are, where, and why.
+
+    Attributes:
+        layers: how far each layer is from torch's, as a table, where layers were compared.
+    """
+
+    def __init__(self, message: str, layers: object = None):
+        self.layers = layers
+        super().__init__(message)
 
 
 class Mismatch(NamedTuple):

@@ -1,17 +1,18 @@
-"""What a call took or gave, as named numpy arrays: of torch and of JAX, nested in whatever they nest it in."""
+"""What a call took or gave, as arrays by name: of torch and of JAX, nested in whatever they nest it in."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.core
 import numpy as np
 
 from jaxstate.foreign import as_array
 from jaxstate.tree import flat
 
 
-def named_arrays(value: Any, name: str = "") -> dict[str, np.ndarray]:
+def named_arrays(value: Any) -> dict[str, np.ndarray]:
     """Every array in a nest of tuples, lists and dictionaries by its dotted name; what is none is left out.
 
     >>> sorted(named_arrays((np.zeros(2), {"mask": np.ones(3), "train": False})))
@@ -19,8 +20,19 @@ def named_arrays(value: Any, name: str = "") -> dict[str, np.ndarray]:
     >>> list(named_arrays(np.zeros(2)))
     ['']
     """
-    if (array := as_array(value)) is not None:
-        return {name: array}
+    return _named(value, "", as_array)
+
+
+def named_live(value: Any) -> dict[str, Any]:
+    """The same as what they are: tensors with their gradients' history, traced arrays."""
+    torch = sys.modules.get("torch")
+    kinds = (jax.Array, *([torch.Tensor] if torch else []))
+    return _named(value, "", lambda v: v if isinstance(v, kinds) else None)
+
+
+def _named(value: Any, name: str, as_leaf: Callable[[Any], Any]) -> dict[str, Any]:
+    if (leaf := as_leaf(value)) is not None:
+        return {name: leaf}
     items: Any = ()
     if isinstance(value, Mapping):
         items = value.items()
@@ -28,9 +40,9 @@ def named_arrays(value: Any, name: str = "") -> dict[str, np.ndarray]:
         items = enumerate(value)
     elif value is not None and _is_foreign_tree(value):
         items = flat(value).items()
-    found: dict[str, np.ndarray] = {}
+    found: dict[str, Any] = {}
     for key, item in items:
-        found |= named_arrays(item, f"{name}.{key}" if name else str(key))
+        found |= _named(item, f"{name}.{key}" if name else str(key), as_leaf)
     return found
 
 

@@ -95,7 +95,7 @@ def _apart(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
 def _ulps(theirs: np.ndarray, ours: np.ndarray) -> np.ndarray:
     """Floats of one sign are ordered as the integers of their bits are; negative ones the other way."""
     if theirs.dtype.kind == "c":
-        return np.maximum(_ulps(theirs.real, ours.real), _ulps(theirs.imag, ours.imag))
+        return np.maximum(*(_ulps(part(theirs), part(ours)) for part in (np.real, np.imag)))
     dtype = theirs.dtype if theirs.dtype == ours.dtype and theirs.dtype.kind == "f" else np.dtype(np.float32)
     integer = np.dtype(f"i{dtype.itemsize}")
     ranks = [np.ascontiguousarray(a, dtype).view(integer).astype(np.float64) for a in (theirs, ours)]

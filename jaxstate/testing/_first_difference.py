@@ -5,18 +5,20 @@ and returns something else, or reads something else though all before it agreed.
 tolerance is followed up too, as later layers may enlarge it: it counts if its cause is found.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from jaxstate.testing._align import Match, best_match
+from jaxstate.testing._distance import distance
 from jaxstate.testing._layers import Layer, Run, differs, same_values
 from jaxstate.testing._rewrites import Met, Rewrite, rewrites, rewriting
-from jaxstate.testing._suspicions import suspicions
+from jaxstate.testing._suspicions import suspicions, wrong_entries
 from jaxstate.testing._torch_side import Watch, watched
 
 SMALL = 10  # differences this many times below the tolerance are not followed up
+ROUNDING = 5e-8
 LESS = 4  # an experiment succeeds if the difference gets this many times smaller
 
 
@@ -43,6 +45,7 @@ class Difference:
         between: torch's modules that ran in between.
         reordered: True if both sides hold the same values in different orders.
         count: of the layers that were compared.
+        wrong: the keys under which the JAX model, as it reads itself, does not hold what torch does.
     """
 
     layer: Layer | None
@@ -53,6 +56,7 @@ class Difference:
     between: tuple[str, ...] = ()
     reordered: bool = False
     count: int = 0
+    wrong: tuple[str, ...] = ()
 
 
 def first_difference(run: Run, output: Match | None, rtol: float) -> Difference | None:
@@ -63,6 +67,11 @@ def first_difference(run: Run, output: Match | None, rtol: float) -> Difference 
         output: both outputs, laid over each other as the caller said.
         rtol: of the layers' scales.
     """
+    found = _first(run, output, rtol)
+    return found and replace(found, count=len(run.layers), wrong=tuple(wrong_entries(run)))
+
+
+def _first(run: Run, output: Match | None, rtol: float) -> Difference | None:
     agreed: Layer | None = None
     for layer in run.layers:
         for found in (_between(run, agreed, layer, rtol), _within(run, layer, rtol)):
@@ -80,9 +89,10 @@ def _within(run: Run, layer: Layer, rtol: float) -> Difference | None:
     ours = layer.ours.output
     tried = suspicions(run, layer)
     causes = _confirmed(((s.says, s.mend, s.run) for s in tried), ours, before, rtol)
+    causes = causes or tuple(_proportional(layer.output, rtol))
     if not causes and before <= rtol:
         return None
-    return Difference(layer, None, False, layer.output, causes, count=len(run.layers))
+    return Difference(layer, None, False, layer.output, causes)
 
 
 def _between(run: Run, agreed: Layer | None, layer: Layer, rtol: float) -> Difference | None:
@@ -91,7 +101,7 @@ def _between(run: Run, agreed: Layer | None, layer: Layer, rtol: float) -> Diffe
     least = rtol / SMALL if agreed is None else max(rtol / SMALL, LESS * _error(agreed.output))
     if error <= least or layer.ours.input is None:
         return None
-    causes = _rewritten(run, agreed, layer, error, rtol)
+    causes = _rewritten(run, agreed, layer, rtol)
     if not causes and error <= rtol:
         return None
     return Difference(
@@ -102,15 +112,14 @@ def _between(run: Run, agreed: Layer | None, layer: Layer, rtol: float) -> Diffe
         causes,
         _modules_between(run, agreed, layer),
         same_values(layer.theirs.input, layer.ours.input, rtol),
-        len(run.layers),
     )
 
 
 def _at_the_end(run: Run, agreed: Layer | None, output: Match | None, rtol: float) -> Difference:
-    causes = () if output is None else _rewritten(run, agreed, None, _error(output), rtol, output.ours)
+    causes = () if output is None else _rewritten(run, agreed, None, rtol, output)
     between = _modules_between(run, agreed, None)
     reordered = output is not None and same_values(output.theirs, output.ours, rtol)
-    return Difference(None, agreed, True, output, causes, between, reordered, len(run.layers))
+    return Difference(None, agreed, True, output, causes, between, reordered)
 
 
 def _error(match: Match | None) -> float:
@@ -126,24 +135,39 @@ def _modules_between(run: Run, agreed: Layer | None, layer: Layer | None) -> tup
 
 
 def _rewritten(
-    run: Run, agreed: Layer | None, layer: Layer | None, before: float, rtol: float, ours: np.ndarray | None = None
+    run: Run, agreed: Layer | None, layer: Layer | None, rtol: float, output: Match | None = None
 ) -> tuple[Cause, ...]:
     """The causes among mistakes in the functions that torch computes between two layers."""
-    ours = ours if layer is None else layer.ours.input
+    met_by = layer.input if layer else output
+    ours = layer.ours.input if layer else output and output.ours
+    before = _error(met_by)
     tries = []
     for rewrite in rewrites():
         met = Met()
         tries.append((rewrite, met, lambda rewrite=rewrite, met=met: _run(run, agreed, layer, rewrite, met)))
-    found = []
+    found = _proportional(met_by, rtol)
     for rewrite, met, again in tries:
-        error = _tried(again, ours)
+        error = _tried(again, ours, None if layer is None else layer.order)
         if met.names and error <= min(rtol, before / LESS):
             theirs = ", ".join(met.names)
             found.append(Cause(rewrite.says(theirs), rewrite.mend(theirs), error))
-    return tuple(sorted(found, key=lambda cause: cause.remains))
+    return _best_first(found)
 
 
-def _run(run: Run, agreed: Layer | None, layer: Layer | None, rewrite: Rewrite, met: Met) -> np.ndarray | None:
+def _proportional(match: Match | None, rtol: float) -> list[Cause]:
+    """JAX has a multiple of torch's array: a scale that one side applies and the other does not."""
+    if match is None or (size := np.vdot(match.theirs, match.theirs)) == 0:
+        return []
+    factor = np.vdot(match.theirs, match.ours) / size
+    remains = distance(match.theirs * factor, match.ours).relative
+    if not remains <= rtol or abs(factor) < rtol:
+        return []
+    return [Cause(f"has {factor:.7g} times torch's values here", f"a factor of {1 / factor:.7g}", remains)]
+
+
+def _run(
+    run: Run, agreed: Layer | None, layer: Layer | None, rewrite: Rewrite, met: Met
+) -> np.ndarray | None:
     """What the layer reads, or what the model returns, where torch computes otherwise in between."""
 
     def during(watch: Watch):
@@ -162,27 +186,29 @@ def _run(run: Run, agreed: Layer | None, layer: Layer | None, rewrite: Rewrite, 
 
 
 def _confirmed(
-    tries: Iterator[tuple[str, str, Callable[[], np.ndarray]]], ours: np.ndarray | None, before: float, rtol: float
+    tries: Iterator[tuple[str, str, Callable[[], np.ndarray]]],
+    ours: np.ndarray | None,
+    before: float,
+    rtol: float,
 ) -> tuple[Cause, ...]:
-    """The mistakes that reproduce JAX's output. The search ends with the first that does it to rounding."""
-    found: list[Cause] = []
-    for says, mend, again in tries:
-        error = _tried(again, ours)
-        if error <= min(rtol, before / LESS):
-            found.append(Cause(says, mend, error))
-    return tuple(sorted(found, key=lambda cause: cause.remains))
+    """The mistakes that reproduce JAX's output."""
+    errors = ((says, mend, _tried(again, ours)) for says, mend, again in tries)
+    return _best_first([Cause(*tried) for tried in errors if tried[-1] <= min(rtol, before / LESS)])
 
 
-def _tried(again: Callable[[], np.ndarray | None], ours: np.ndarray | None) -> float:
+def _best_first(causes: list[Cause]) -> tuple[Cause, ...]:
+    """Those that leave the least; among equals, up to rounding, in the order in which they were tried."""
+    least = min((cause.remains for cause in causes), default=0.0)
+    return tuple(sorted(causes, key=lambda cause: cause.remains > LESS * max(least, ROUNDING)))
+
+
+def _tried(
+    again: Callable[[], np.ndarray | None], ours: np.ndarray | None, order: np.ndarray | None = None
+) -> float:
     """How far an experiment remains from JAX; an experiment that torch refuses fails."""
     try:
         result = again()
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError):
         return np.inf
-    match = best_match(result, ours)
+    match = best_match(result, ours, order)
     return np.inf if match is None else match.distance.relative
-
-
-def best(causes: Sequence[Cause]) -> Cause | None:
-    """The cause that leaves the least."""
-    return causes[0] if causes else None

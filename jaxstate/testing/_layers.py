@@ -24,6 +24,7 @@ class Layer:
         position: of torch's call among all of torch's calls.
         input: the first arguments, laid over each other; None where they cannot be.
         output: the first results likewise.
+        order: of the last axis of what it reads, where torch flattens an image in another.
     """
 
     pair: Pair
@@ -32,6 +33,7 @@ class Layer:
     position: int
     input: Match | None
     output: Match | None
+    order: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -88,7 +90,9 @@ class Run:
             order = order_of(self.port.binding, pair.name, theirs.input.shape[-1])
         outputs = [best_match(theirs.output, a) for a in floating(ours.outputs).values()]
         closest = min((m for m in outputs if m), key=lambda m: m.distance.relative, default=None)
-        return Layer(pair, theirs, ours, position, best_match(theirs.input, ours.input, order), closest)
+        return Layer(
+            pair, theirs, ours, position, best_match(theirs.input, ours.input, order), closest, order
+        )
 
 
 def differs(match: Match | None, rtol: float) -> bool:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from flax.core import DenyList
 
 from jaxstate.adapters._linen_layers import kind_class
 from jaxstate.adapters._linen_places import mounts_of
+from jaxstate.adapters._pytree import with_leaves
 from jaxstate.binding import Binding
 from jaxstate.convert import bind
 from jaxstate.testing._arrays import is_traced, named_arrays
@@ -48,6 +50,26 @@ def tree_of(model: nn.Module) -> Any:
     return unbound(model)[1]
 
 
+def returned(model: nn.Module, leaves: Mapping[str, Any], run: Run) -> Any:
+    """What a model with these leaves returns; it may be traced."""
+    module, variables = unbound(model)
+    return _applied(module.bind(with_leaves(variables, leaves)), run)
+
+
+def parted(model: nn.Module) -> tuple[Any, Any, Callable[[Any, Any], nn.Module]]:
+    """What an optimizer trains, what it does not, and how both make a model again."""
+    module, variables = unbound(model)
+    rest = {name: tree for name, tree in variables.items() if name != "params"}
+    return variables["params"], rest, lambda params, rest: module.bind({"params": params, **rest})
+
+
+def loss_and_rest(make: Any, params: Any, rest: Any, loss: Callable[..., Any], batch: Any) -> tuple[Any, Any]:
+    """A loss, and what is not trained as it is afterwards: running statistics."""
+    module, variables = unbound(make(params, rest))
+    value, changed = nn.apply(loss, module, mutable=DenyList("params"))(variables, *batch)
+    return value, {**rest, **changed}
+
+
 def bound(model: nn.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Binding:
     """The model's own reading."""
     return bind(unbound(model)[0], *inputs, kwargs=kwargs)
@@ -72,7 +94,8 @@ def modules_of(model: nn.Module, run: Run) -> list[Module]:
         with nn.intercept_methods(look):
             _applied(model, run)
 
-    jax.eval_shape(traced)
+    with suppress(Exception):  # a model that does not run is looked at until it stops
+        jax.eval_shape(traced)
     return list(found.values())
 
 
@@ -83,7 +106,10 @@ def _below(paths: list[str], prefixes: list[str]) -> frozenset[str]:
 
 
 def watched(model: nn.Module, run: Run) -> list[Call]:
-    """Run the model and note every call of every module in it, in the order in which they end."""
+    """Run the model and note every call of every module in it, in the order in which they end.
+
+    A model that does not run is watched until it stops; what it raised has been said by then.
+    """
     calls: list[Call] = []
     counts: Counter[str] = Counter()
 
@@ -96,6 +122,6 @@ def watched(model: nn.Module, run: Run) -> list[Call]:
             counts[path] += 1
         return output
 
-    with nn.intercept_methods(note):
+    with nn.intercept_methods(note), suppress(Exception):
         _applied(model, run)
     return calls

@@ -6,12 +6,13 @@ calls of other instances of these classes pass through unseen.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from flax import nnx
 
+from jaxstate.adapters._nnx import with_leaves
 from jaxstate.adapters._nnx_layers import kind_class
 from jaxstate.binding import Binding
 from jaxstate.convert import bind
@@ -29,6 +30,23 @@ def outputs_of(model: nnx.Module, run: Run) -> dict[str, np.ndarray]:
 def tree_of(model: nnx.Module) -> Any:
     """What `state_dict` reads."""
     return model
+
+
+def returned(model: nnx.Module, leaves: Mapping[str, Any], run: Run) -> Any:
+    """What a model with these leaves returns; it may be traced."""
+    return run(with_leaves(model, leaves))
+
+
+def parted(model: nnx.Module) -> tuple[Any, Any, Callable[[Any, Any], nnx.Module]]:
+    """What an optimizer trains, what it does not, and how both make a model again."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    return params, rest, lambda params, rest: nnx.merge(graphdef, params, rest, copy=True)
+
+
+def loss_and_rest(make: Any, params: Any, rest: Any, loss: Callable[..., Any], batch: Any) -> tuple[Any, Any]:
+    """A loss, and what is not trained as it is afterwards: running statistics, counts."""
+    model = make(params, rest)
+    return loss(model, *batch), nnx.state(model, nnx.Not(nnx.Param))
 
 
 def bound(model: nnx.Module, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Binding:
@@ -50,9 +68,12 @@ def _module(path: tuple[Any, ...], module: nnx.Module, names: Mapping[int, str])
 
 
 def watched(model: nnx.Module, run: Run) -> list[Call]:
-    """Run a clone of the model and note every call of every module in it, in the order in which they end."""
+    """Run a clone of the model and note every call of every module in it, in the order in which they end.
+
+    A model that does not run is watched until it stops; what it raised has been said by then.
+    """
     clone, calls = nnx.clone(model), []
-    with _watching(clone, calls):
+    with _watching(clone, calls), suppress(Exception):
         run(clone)
     return calls
 

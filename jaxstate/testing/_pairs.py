@@ -101,9 +101,7 @@ def _below(leaves: Mapping[str, frozenset[str]], name: str) -> frozenset[str]:
 def _whole(leaves: Mapping[str, frozenset[str]], name: str, paths: frozenset[str]) -> bool:
     """False for one layer of a stack: its leaves hold other modules' keys too."""
     prefix = f"{name}." if name else ""
-    return bool(paths) and not any(
-        own & paths for key, own in leaves.items() if not key.startswith(prefix)
-    )
+    return bool(paths) and not any(own & paths for key, own in leaves.items() if not key.startswith(prefix))
 
 
 def _chains(leaves: Mapping[str, frozenset[str]]) -> dict[frozenset[str], list[str]]:
@@ -124,6 +122,7 @@ def _matched(theirs: list[str], ours: list[Module]) -> Iterator[Pair]:
 
 def _layers(pairs: list[Pair]) -> list[Pair]:
     """A pair that holds other pairs is no layer, unless JAX's library says so."""
+
     def holds_others(pair: Pair) -> bool:
         return any(other.module.leaves < pair.module.leaves for other in pairs)
 

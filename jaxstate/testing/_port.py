@@ -15,8 +15,8 @@ import numpy as np
 from flax import linen, nnx
 
 from jaxstate.binding import Binding
-from jaxstate.convert import state_dict
-from jaxstate.errors import BindingError, LayoutError, ParityError
+from jaxstate.convert import bind, state_dict
+from jaxstate.errors import LayoutError, ParityError
 from jaxstate.foreign import as_array
 from jaxstate.layout import Layout
 from jaxstate.testing import _linen_side, _nnx_side, _plain_side
@@ -54,8 +54,7 @@ class Port:
     @cached_property
     def jax_inputs(self) -> tuple[Any, ...]:
         """The inputs in JAX's layout."""
-        layouts = _each(self.input_layout, self.inputs)
-        return tuple(_in_jax(v, layout) for v, layout in zip(self.inputs, layouts, strict=True))
+        return self.batch_in_jax(self.inputs)
 
     def run_torch(self, module: Any) -> Any:
         """Call torch's module with the inputs."""
@@ -68,26 +67,39 @@ class Port:
         call = self.call or (lambda m, *xs, **kw: m(*xs, **kw))
         return call(model, *self.jax_inputs, **self.kwargs)
 
-    def in_torch_layout(self, outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def in_torch_layout(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
         """JAX's outputs with the axes that torch's have."""
         layouts = _each(self.output_layout, tuple(outputs.values()))
         pairs = zip(outputs.items(), layouts, strict=True)
-        return {name: np.asarray(layout(a)) if layout else a for (name, a), layout in pairs}
+        return {name: layout(a) if layout else a for (name, a), layout in pairs}
+
+    def batch_in_jax(self, batch: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Other arrays in place of the inputs, in JAX's layout."""
+        layouts = _each(self.input_layout, batch)
+        return tuple(_in_jax(v, layout) for v, layout in zip(batch, layouts, strict=True))
 
     @cached_property
     def own(self) -> Binding | None:
         """How the model reads itself, where it can and where that has torch's keys and shapes."""
         try:
-            binding = self.side.bound(self.ours, self.jax_inputs, self.kwargs)
-        except BindingError:
+            return self._fitting(self.side.bound(self.ours, self.jax_inputs, self.kwargs))
+        except Exception:  # tracing runs the caller's code, and this port may be what does not run
             return None
-        shapes = {key: a.shape for key, a in entries_of(self.theirs).items()}
-        return binding if binding.shapes == shapes else None
 
     @cached_property
     def binding(self) -> Binding | None:
-        """The model's own reading, or else the caller's: which layer is which."""
-        return self.own or self.given
+        """Which layer is which: as the model reads itself, also untraced; else as the caller says."""
+        return self.own or self.given or self._untraced()
+
+    def _untraced(self) -> Binding | None:
+        try:
+            return self._fitting(bind(self.ours, flatten={}))
+        except Exception:
+            return None
+
+    def _fitting(self, binding: Binding) -> Binding | None:
+        shapes = {key: a.shape for key, a in entries_of(self.theirs).items()}
+        return binding if binding.shapes == shapes else None
 
     @cached_property
     def modules(self) -> list[Module]:
@@ -105,7 +117,7 @@ class Port:
         Raises:
             ParityError: there is none that fits torch's keys.
         """
-        binding = self.given or self.own
+        binding = self.given or self.own or self._untraced()
         if binding is None:
             raise ParityError(
                 "the model does not read as torch's module: print(js.bind(model, ...)) beside "
@@ -125,7 +137,9 @@ def _each(layouts: Layouts, values: tuple[Any, ...]) -> list[Layout | None]:
             raise LayoutError(f'"{layouts}" fits none of these arrays: {[_shape(v) for v in values]}')
         return [layout if fits else None for fits in fitting]
     if len(layouts) != len(values):
-        raise LayoutError(f"{len(layouts)} layouts for {len(values)} arrays; say None for one that is as it is")
+        raise LayoutError(
+            f"{len(layouts)} layouts for {len(values)} arrays; say None for one that is as it is"
+        )
     return [Layout(pattern) if pattern else None for pattern in layouts]
 
 

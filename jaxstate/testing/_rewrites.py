@@ -69,7 +69,7 @@ def rewriting(rewrite: Rewrite, active: Callable[[], bool], met: Met) -> Any:
     """A context in which torch computes as the rewrite says, as long as it is active."""
 
     def intercepted(mode: Any, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(func, "__name__", "").rstrip("_")
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "").strip("_")
         if name not in rewrite.names or not active():
             return func(*args, **kwargs)
         result = rewrite.compute(func, args, kwargs)
@@ -96,7 +96,10 @@ def _activations() -> Iterator[Rewrite]:
         "sigmoid(1.702 x) x": lambda x: x * (1.702 * x).sigmoid(),
         "leaky_relu": f.leaky_relu,
         "leaky_relu of slope 0.2": lambda x: f.leaky_relu(x, 0.2),
-        **{name: getattr(f, name) for name in ("tanh", "sigmoid", "elu", "selu", "mish", "softplus", "hardswish")},
+        **{
+            name: getattr(f, name)
+            for name in ("tanh", "sigmoid", "elu", "selu", "mish", "softplus", "hardswish")
+        },
         "nothing": lambda x: x,
     }
     names = frozenset(name for name in ACTIVATIONS if name.isidentifier()) - {"nothing"}
@@ -129,11 +132,14 @@ def _attentions() -> Iterator[Rewrite]:
     names = frozenset({"scaled_dot_product_attention"})
 
     def without(func: Function, args: tuple, kwargs: Mapping[str, Any], **changes: Any) -> Any:
-        given = {**dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), args[3:], strict=False)), **kwargs}
+        given = {
+            **dict(zip(("attn_mask", "dropout_p", "is_causal", "scale"), args[3:], strict=False)),
+            **kwargs,
+        }
         return func(*args[:3], **{**given, **changes})
 
     def inverted(func: Function, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        mask = args[3] if len(args) > 3 else kwargs["attn_mask"]
         return without(func, args, kwargs, attn_mask=~mask)
 
     told: Mapping[str, tuple[str, Any]] = {
@@ -169,7 +175,9 @@ def _pools() -> Iterator[Rewrite]:
             frozenset(swaps),
             lambda theirs, name=name: f"pools as torch's {theirs} does with the other {name}",
             lambda theirs, name=name: f"pads and counts as torch's {name} says",
-            lambda func, args, kwargs, name=name: func(*args[:4], **{**kwargs, name: not kwargs.get(name, name != "ceil_mode")}),
+            lambda func, args, kwargs, name=name: func(
+                *args[:4], **{**kwargs, name: not kwargs.get(name, name != "ceil_mode")}
+            ),
         )
 
 
@@ -183,6 +191,13 @@ def _others() -> Iterator[Rewrite]:
             lambda theirs: f"leaves out the {theirs} that torch computes",
             lambda theirs: f"the {theirs} that torch computes",
             lambda func, args, kwargs: args[0],
+        )
+    for n, word in enumerate(("second", "first")):
+        yield Rewrite(
+            frozenset({"add", "iadd", "radd", "mul", "imul", "rmul", "div", "truediv", "sub"}),
+            lambda theirs, word=word: f"leaves out the {word} operand of torch's {theirs}, as of a residual",
+            lambda theirs, word=word: f"the {word} operand of torch's {theirs}",
+            lambda func, args, kwargs, n=n: args[n],
         )
     for dim in range(-4, 4):
         yield Rewrite(

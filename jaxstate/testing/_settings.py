@@ -42,7 +42,9 @@ def jax_settings(module: Any) -> Settings:
         found["eps"] = float(module.epsilon)
     if name == "BatchNorm":
         found |= {"momentum": round(1 - module.momentum, 12)}
-        found |= {} if module.use_running_average is None else {"batch statistics": not module.use_running_average}
+        found |= (
+            {} if module.use_running_average is None else {"batch statistics": not module.use_running_average}
+        )
     if name == "ConvTranspose":
         found |= _jax_conv(module) | {"padding": _jax_transposed(module)}
     elif name == "Conv":
@@ -71,7 +73,14 @@ def spelled(setting: str, value: Any, module: Any) -> str:
     return f"{name}(..., {arguments.get(setting, lambda v: f'{setting}={v}')(value)})"
 
 
-def same_pads(shape: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Pads:
+def shown(value: Any) -> str:
+    """A value as a table shows it."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def same_pads(
+    shape: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> Pads:
     """What "SAME" pads an image of this shape with.
 
     >>> same_pads((8, 9), (3, 3), (2, 2), (1, 1))
@@ -113,7 +122,11 @@ def _torch_transposed(module: Any) -> Pads:
 def _jax_conv(module: Any) -> Settings:
     rank = len(_kernel(module))
     groups = getattr(module, "feature_group_count", 1)
-    return {"stride": _each(module.strides, rank), "dilation": _each(module.kernel_dilation, rank), "groups": groups}
+    return {
+        "stride": _each(module.strides, rank),
+        "dilation": _each(module.kernel_dilation, rank),
+        "groups": groups,
+    }
 
 
 def _jax_pads(module: Any) -> Any:

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.declared import Sum
 from jaxstate.testing._layers import Layer, Run
-from jaxstate.testing._settings import SAME, jax_settings, same_pads, spelled, torch_settings
+from jaxstate.testing._settings import SAME, jax_settings, same_pads, shown, spelled, torch_settings
 from jaxstate.testing._torch_side import called_again, torch
 from jaxstate.testing._variants import explained, variants
 
@@ -38,11 +39,13 @@ class Suspicion:
 def suspicions(run: Run, layer: Layer) -> Iterator[Suspicion]:
     """Everything that is tried on a layer, likely things first."""
     module = run.port.theirs.get_submodule(layer.theirs.name)
-    yield from _held(run, layer, module)
-    yield from _set_otherwise(run, layer, module)
+    held = list(_held(run, layer, module))
+    yield from held
+    yield from _set_otherwise(layer, module)
     yield from _called_otherwise(layer, module)
-    yield from _weights_elsewhere(run, layer, module)
-    yield from _weights_otherwise(run, layer, module)
+    if not held:
+        yield from _weights_elsewhere(run, layer, module)
+        yield from _weights_otherwise(run, layer, module)
 
 
 def _with(module: Any, **attributes: Any) -> Any:
@@ -62,17 +65,12 @@ def _with_entries(module: Any, entries: Mapping[str, np.ndarray]) -> Any:
 
 def _held(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
     """The JAX layer holds other weights: read by its own Binding, beside torch's."""
-    prefix = _prefix(layer.theirs.name)
-    entries, held = run.entries, run.port.held
-    wrong = {
-        key: array
-        for key, array in held.items()
-        if key.startswith(prefix) and not _close(array, entries[key]) and not key.endswith("num_batches_tracked")
-    }
+    prefix, entries = _prefix(layer.theirs.name), run.entries
+    wrong = {key: a for key, a in wrong_entries(run).items() if key.startswith(prefix)}
     if not wrong:
         return
     own = {key: _variants(run, layer, module, key.removeprefix(prefix), entries[key]) for key in wrong}
-    words = [f'"{key}" is {explained(a, key, entries, own[key])}' for key, a in wrong.items()]
+    words = [f'"{key}" {explained(a, key, entries, own[key])}' for key, a in wrong.items()]
     tails = {key.removeprefix(prefix): array for key, array in wrong.items()}
     yield Suspicion(
         f"holds other weights: {'; '.join(words)}",
@@ -81,25 +79,36 @@ def _held(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
     )
 
 
+def wrong_entries(run: Run) -> dict[str, np.ndarray]:
+    """What the JAX model holds under torch's keys, as it reads itself, where that is not torch's."""
+    held = {key: a for key, a in run.port.held.items() if not key.endswith("num_batches_tracked")}
+    sums = (
+        {key for rule in run.port.own.rules if isinstance(rule, Sum) for key in rule.keys} if held else set()
+    )
+    return {key: a for key, a in held.items() if key not in sums and not _close(a, run.entries[key])}
+
+
 def _close(one: np.ndarray, other: np.ndarray) -> bool:
     return np.allclose(one.astype(np.float64), other.astype(np.float64), rtol=1e-6, atol=0)
 
 
 def _rules_to_mend(run: Run, keys: Sequence[str]) -> str:
     """The Rules as the model reads itself, beside those that the caller gave."""
-    read = {repr(rule) for rule in run.port.own.rules if set(rule.keys) & set(keys)} if run.port.own else set()
+    read = (
+        {repr(rule) for rule in run.port.own.rules if set(rule.keys) & set(keys)} if run.port.own else set()
+    )
     given = {repr(r) for r in run.port.given.rules if set(r.keys) & set(keys)} if run.port.given else set()
     if read and given - read:
         return f"{', '.join(sorted(read - given))} in place of {', '.join(sorted(given - read))}"
     return "js.load_state_dict(model, torch_module.state_dict(), binding)"
 
 
-def _set_otherwise(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
+def _set_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
     """The JAX layer is set to something else: read from it, or, of an eps, one that is common."""
     theirs, ours = torch_settings(module), jax_settings(layer.module.module)
     for setting, value in ours.items():
         if setting in theirs and theirs[setting] != value:
-            says = f"has {setting} {value}, and torch {theirs[setting]}"
+            says = f"has {setting} {shown(value)}, and torch {shown(theirs[setting])}"
             mend = spelled(setting, theirs[setting], layer.module.module)
             yield Suspicion(says, mend, _set_to(layer, module, setting, value))
     if "eps" in theirs and "eps" not in ours:
@@ -120,7 +129,9 @@ def _set_to(layer: Layer, module: Any, setting: str, value: Any) -> Callable[[],
     if setting == "padding":
         return lambda: _padded(layer, module, value)
     if setting == "padding mode":
-        half = [p[0] for p in same_pads(module.kernel_size, module.kernel_size, module.stride, module.dilation)]
+        half = [
+            p[0] for p in same_pads(module.kernel_size, module.kernel_size, module.stride, module.dilation)
+        ]
         rows = [n for n in reversed(half) for _ in range(2)]
         changes = dict(padding_mode=value, padding=tuple(half), _reversed_padding_repeated_twice=rows)
         return lambda: called_again(_with(module, **changes), layer.theirs)
@@ -147,13 +158,18 @@ def _padded(layer: Layer, module: Any, pads: Any) -> np.ndarray:
 
 def _cut(output: np.ndarray, cuts: Sequence[tuple[int, int]]) -> np.ndarray:
     """Take from the ends of the spatial axes what is not wanted, or add zeros."""
-    index = [slice(max(a, 0), n - max(b, 0)) for (a, b), n in zip(cuts, output.shape[-len(cuts) :], strict=True)]
+    index = [
+        slice(max(a, 0), n - max(b, 0)) for (a, b), n in zip(cuts, output.shape[-len(cuts) :], strict=True)
+    ]
     return output[(..., *index)]
 
 
 def _in_dtype(layer: Layer, module: Any, dtype: str) -> np.ndarray:
     kind = getattr(torch(), dtype)
-    args = tuple(a.to(kind) if hasattr(a, "is_floating_point") and a.is_floating_point() else a for a in layer.theirs.args)
+    args = tuple(
+        a.to(kind) if hasattr(a, "is_floating_point") and a.is_floating_point() else a
+        for a in layer.theirs.args
+    )
     return called_again(copy.deepcopy(module).to(kind), layer.theirs, args).astype(np.float32)
 
 
@@ -194,7 +210,9 @@ def _mask(layer: Layer) -> Any:
 
 
 def _length(layer: Layer, module: Any) -> int:
-    shape = layer.theirs.args[0].shape if layer.theirs.args else next(iter(layer.theirs.inputs.values())).shape
+    shape = (
+        layer.theirs.args[0].shape if layer.theirs.args else next(iter(layer.theirs.inputs.values())).shape
+    )
     return int(shape[1 if getattr(module, "batch_first", True) else 0])
 
 
@@ -226,10 +244,14 @@ def _weights_otherwise(run: Run, layer: Layer, module: Any) -> Iterator[Suspicio
     for tail, array in tails.items():
         if array.dtype.kind != "f" or array.size == 0:
             continue
-        others = [(f'torch\'s "{k}"', a) for k, a in run.entries.items() if a.shape == array.shape and k != prefix + tail]
+        others = [
+            (f'replaced by torch\'s "{k}"', a)
+            for k, a in run.entries.items()
+            if a.shape == array.shape and k != prefix + tail
+        ]
         for words, variant in [*_variants(run, layer, module, tail, array), *others]:
             yield Suspicion(
-                f'holds "{prefix + tail}" as {words}',
+                f'holds "{prefix + tail}" {words}',
                 _keys_of(run, layer, prefix + tail),
                 lambda tail=tail, v=variant: called_again(_with_entries(module, {tail: v}), layer.theirs),
             )
@@ -243,7 +265,9 @@ def _keys_of(run: Run, layer: Layer, key: str = "") -> str:
 
 def _variants(run: Run, layer: Layer, module: Any, tail: str, array: np.ndarray) -> Iterator[Any]:
     kind = type(module).__name__
-    gates = GATES.get(kind.removesuffix("Cell"), ()) if array.ndim and tail.startswith(("weight", "bias")) else ()
+    gates = (
+        GATES.get(kind.removesuffix("Cell"), ()) if array.ndim and tail.startswith(("weight", "bias")) else ()
+    )
     blocks = ("query", "key", "value") if tail.startswith("in_proj") else gates
     return variants(tail, array, blocks, int(getattr(module, "num_heads", 1)), run.images)
 

@@ -35,20 +35,22 @@ def variants(
     yield from _flattened(array, images) if array.ndim == 2 else ()
     yield "zero everywhere", np.zeros_like(array)
     if array.ndim == 1 and tail == "weight":
-        yield "one more than torch's, as where a layer computes 1 + scale", array + 1
-        yield "one less than torch's, as where a layer computes 1 + scale", array - 1
+        yield "one larger than torch's, as where a layer computes 1 + scale", array + 1
+        yield "one smaller than torch's, as where a layer computes 1 + scale", array - 1
 
 
 def explained(held: np.ndarray, key: str, entries: Mapping[str, np.ndarray], own: Iterator[Variant]) -> str:
-    """What a leaf holds in place of torch's entry, in words; "other values" if it is nothing known."""
-    others = ((f'torch\'s "{other}"', a) for other, a in entries.items() if other != key)
-    turned = ((f'torch\'s "{other}" transposed', a.T) for other, a in entries.items() if a.ndim == 2)
+    """What a leaf holds in place of torch's entry, in words."""
+    others = ((f'replaced by torch\'s "{other}"', a) for other, a in entries.items() if other != key)
+    turned = (
+        (f'replaced by torch\'s "{other}" transposed', a.T) for other, a in entries.items() if a.ndim == 2
+    )
     own_words = ((f"{words}", a) for words, a in own)
     for words, candidate in (*own_words, *others, *turned):
         if candidate.shape == held.shape and np.array_equal(candidate, held):
             return words
     same = np.array_equal(np.sort(held, axis=None), np.sort(entries[key], axis=None))
-    return "its values in another order" if same else "other values"
+    return "with its values in another order" if same else "with other values"
 
 
 def _spatial(array: np.ndarray) -> Iterator[Variant]:
@@ -67,7 +69,10 @@ def _ordered(array: np.ndarray, blocks: Sequence[str]) -> Iterator[Variant]:
     for order in permutations(range(len(blocks))):
         if order != tuple(range(len(blocks))):
             words = ", ".join(blocks[n] for n in order)
-            yield f"in the order {words} where torch has {', '.join(blocks)}", np.concatenate([parts[n] for n in order])
+            yield (
+                f"in the order {words} where torch has {', '.join(blocks)}",
+                np.concatenate([parts[n] for n in order]),
+            )
 
 
 def _regrouped(tail: str, array: np.ndarray, count: int, heads: int) -> Iterator[Variant]:
