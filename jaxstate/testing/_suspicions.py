@@ -82,9 +82,8 @@ def _held(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
 def wrong_entries(run: Run) -> dict[str, np.ndarray]:
     """What the JAX model holds under torch's keys, as it reads itself, where that is not torch's."""
     held = {key: a for key, a in run.port.held.items() if not key.endswith("num_batches_tracked")}
-    sums = (
-        {key for rule in run.port.own.rules if isinstance(rule, Sum) for key in rule.keys} if held else set()
-    )
+    rules = run.port.own.rules if run.port.own else ()
+    sums = {key for rule in rules if isinstance(rule, Sum) for key in rule.keys}
     return {key: a for key, a in held.items() if key not in sums and not _close(a, run.entries[key])}
 
 

@@ -22,7 +22,7 @@ COLUMNS = ("torch", "jax", "setting", "in torch", "in JAX", "mend")
 
 
 @dataclass(frozen=True)
-class Warning_:
+class Setting:
     """One setting that differs.
 
     Attributes:
@@ -48,7 +48,7 @@ class Warning_:
 class Warnings:
     """All settings that differ, as a table; false if none does."""
 
-    rows: tuple[Warning_, ...]
+    rows: tuple[Setting, ...]
 
     def __bool__(self) -> bool:
         return bool(self.rows)
@@ -56,7 +56,7 @@ class Warnings:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __iter__(self) -> Iterator[Warning_]:
+    def __iter__(self) -> Iterator[Setting]:
         return iter(self.rows)
 
     def __str__(self) -> str:
@@ -95,27 +95,27 @@ def warnings(
     return Warnings((*found, *(_gelu(port) if inputs else ())))
 
 
-def _unlike(name: str, theirs: Any, path: str, ours: Any) -> Iterator[Warning_]:
+def _unlike(name: str, theirs: Any, path: str, ours: Any) -> Iterator[Setting]:
     wanted, found = torch_settings(theirs), jax_settings(ours)
     for setting, value in found.items():
         if setting in wanted and wanted[setting] != value:
             words = shown(wanted[setting]), shown(value)
-            yield Warning_(name, path, setting, *words, spelled(setting, wanted[setting], ours))
+            yield Setting(name, path, setting, *words, spelled(setting, wanted[setting], ours))
         elif setting not in wanted:
-            yield Warning_(name, path, setting, "", shown(value), f"{type(ours).__name__}(..., dtype=None)")
+            yield Setting(name, path, setting, "", shown(value), f"{type(ours).__name__}(..., dtype=None)")
 
 
-def _gelu(port: Port) -> Iterator[Warning_]:
+def _gelu(port: Port) -> Iterator[Setting]:
     """Which GELU either side computes: JAX's program has an erf or it has not."""
     names = {name: kind for name, m in port.theirs.named_modules() if (kind := _gelu_of(m))}
     exact = [name for name, kind in names.items() if kind == "gelu"]
     used = _primitives(port)
     if exact and "tanh" in used and not used & {"erf", "erfc", "erf_inv"}:
         theirs, ours = ACTIVATIONS["gelu"], ACTIVATIONS["gelu, approximated by tanh"]
-        yield Warning_(exact[0], "", "gelu", "exact", "approximated by tanh", f"{theirs}, not {ours}")
+        yield Setting(exact[0], "", "gelu", "exact", "approximated by tanh", f"{theirs}, not {ours}")
     elif len(exact) < len(names) and used & {"erf", "erfc"} and not exact:
         mend = ACTIVATIONS["gelu, approximated by tanh"]
-        yield Warning_(next(iter(names)), "", "gelu", "approximated by tanh", "exact", mend)
+        yield Setting(next(iter(names)), "", "gelu", "approximated by tanh", "exact", mend)
 
 
 def _gelu_of(module: Any) -> str:

@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture
 def port_rtol(request: pytest.FixtureRequest) -> float:
     """The tolerance of `assert_port`; a module that needs another one overrides this fixture."""
-    return request.config.getoption("--port-rtol")
+    return request.config.getoption("--port-rtol")  # type: ignore[return-value]
 
 
 @pytest.fixture
