@@ -5,6 +5,7 @@ and returns something else, or reads something else though all before it agreed.
 tolerance is followed up too, as later layers may enlarge it: it counts if its cause is found.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
@@ -207,7 +208,9 @@ def _tried(
 ) -> float:
     """How far an experiment remains from JAX; an experiment that torch refuses fails."""
     try:
-        result = again()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # an experiment is a misuse, and torch may say so
+            result = again()
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError):
         return np.inf
     match = best_match(result, ours, order)

@@ -179,7 +179,7 @@ def _called_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
             yield Suspicion(
                 f"reads {name} the other way: Flax attends where a mask is True, torch where it is False",
                 f"mask=~{name}",
-                lambda name=name, value=value: called_again(module, layer.theirs, **{name: ~value}),
+                lambda name=name, value=value: called_again(module, layer.theirs, **{name: _finite(value)}),
             )
     if "attn_mask" in _parameters(module) and _mask(layer) is not None:
         says = "attends to everything, and torch is given a mask"
@@ -198,6 +198,11 @@ def _called_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
         axis = 1 if module.batch_first else 0
         says, mend = "runs backwards in time", "RNN(..., reverse=False)"
         yield Suspicion(says, mend, lambda: _reversed(layer, module, axis))
+
+
+def _finite(attended: Any) -> Any:
+    """A mask to add, finite as Flax's is: a row in which everything is masked is no NaN."""
+    return (~attended).to(torch().float32) * torch().finfo(torch().float32).min / 2
 
 
 def _parameters(module: Any) -> Sequence[str]:
