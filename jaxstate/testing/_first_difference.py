@@ -15,8 +15,9 @@ from jaxstate.testing._align import Match, best_match
 from jaxstate.testing._distance import distance
 from jaxstate.testing._layers import Layer, Run, differs, same_values
 from jaxstate.testing._rewrites import Met, Rewrite, rewrites, rewriting
-from jaxstate.testing._suspicions import suspicions, wrong_entries
+from jaxstate.testing._suspicions import suspicions
 from jaxstate.testing._torch_side import Watch, watched
+from jaxstate.testing._weights import wrong_entries
 
 SMALL = 10  # differences this many times below the tolerance are not followed up
 ROUNDING = 5e-8

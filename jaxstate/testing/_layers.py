@@ -9,7 +9,7 @@ from jaxstate.testing._align import Match, best_match
 from jaxstate.testing._arrays import floating
 from jaxstate.testing._calls import Call, Module
 from jaxstate.testing._distance import distance
-from jaxstate.testing._pairs import Pair, order_of, pairs_of
+from jaxstate.testing._pairs import Pair, order_of, pairs_by_name, pairs_of
 from jaxstate.testing._port import Port
 from jaxstate.testing._torch_side import entries_of, watched
 
@@ -57,10 +57,11 @@ class Run:
 
     @cached_property
     def pairs(self) -> list[Pair]:
-        """The modules that are one; none where there is no Binding."""
-        names = [name for name, _ in self.port.theirs.named_modules()]
-        binding = self.port.binding
-        return [] if binding is None else pairs_of(binding, names, self.port.modules)
+        """The modules that are one."""
+        port, entries = self.port, self.entries
+        names = [name for name, _ in port.theirs.named_modules()]
+        told = pairs_of(port.binding, names, port.modules) if port.binding else []
+        return told if port.own else [*pairs_by_name(entries, port.modules, told)]
 
     @cached_property
     def layers(self) -> list[Layer]:

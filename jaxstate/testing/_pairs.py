@@ -5,7 +5,7 @@ in each other hold the same leaves, as an RNN and its cell do, the outermost kno
 innermost of torch's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -50,6 +50,21 @@ def pairs_of(binding: Binding, torch_names: Sequence[str], modules: Sequence[Mod
     chains = [(theirs[k], [by_path[p] for p in ours[k]]) for k in theirs if k in ours]
     found = [pair for outer, inner in chains for pair in _matched(outer, inner)]
     return _layers(found)
+
+
+def pairs_by_name(entries: Iterable[str], modules: Sequence[Module], told: Sequence[Pair]) -> Iterator[Pair]:
+    """Pairs of the same name, and of those that a Binding told what they leave.
+
+    A Binding that its author wrote may be what is wrong, and names that are the same on both sides are more
+    likely right.
+
+    Args:
+        entries: torch's keys.
+    """
+    owners = {key.rpartition(".")[0] for key in entries}
+    named = {m.path: m for m in modules if m.path in owners and m.leaves}
+    yield from (Pair(name, module, True) for name, module in named.items())
+    yield from (pair for pair in told if pair.name not in named and pair.module.path not in named)
 
 
 def leaves_by_key(binding: Binding) -> dict[str, frozenset[str]]:

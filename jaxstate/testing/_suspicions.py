@@ -5,101 +5,29 @@ found; if not, it was none. So a report names no cause that was not reproduced.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxstate.declared import Sum
+from jaxstate.testing._experiments import Suspicion, with_attributes
 from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._settings import SAME, jax_settings, same_pads, shown, spelled, torch_settings
 from jaxstate.testing._torch_side import called_again, torch
-from jaxstate.testing._variants import explained, variants
+from jaxstate.testing._weights import held_by_guess, held_otherwise
 
-GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
 EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12)
-
-
-@dataclass(frozen=True, eq=False)
-class Suspicion:
-    """A mistake that may have been made.
-
-    Attributes:
-        says: what JAX does, as the end of a sentence.
-        mend: the argument or Rule that puts it right.
-        run: what torch returns with the mistake in it.
-    """
-
-    says: str
-    mend: str
-    run: Callable[[], np.ndarray]
 
 
 def suspicions(run: Run, layer: Layer) -> Iterator[Suspicion]:
     """Everything that is tried on a layer, likely things first."""
     module = run.port.theirs.get_submodule(layer.theirs.name)
-    held = list(_held(run, layer, module))
+    held = list(held_otherwise(run, layer, module))
     yield from held
     yield from _set_otherwise(layer, module)
     yield from _called_otherwise(layer, module)
     if not held:
-        yield from _weights_elsewhere(run, layer, module)
-        yield from _weights_otherwise(run, layer, module)
-
-
-def _with(module: Any, **attributes: Any) -> Any:
-    changed = copy.deepcopy(module)
-    for name, value in attributes.items():
-        setattr(changed, name, value)
-    return changed
-
-
-def _with_entries(module: Any, entries: Mapping[str, np.ndarray]) -> Any:
-    changed = copy.deepcopy(module)
-    own = changed.state_dict()
-    tensors = {key: torch().as_tensor(np.array(entries[key]), dtype=own[key].dtype) for key in entries}
-    changed.load_state_dict({**own, **tensors})
-    return changed
-
-
-def _held(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
-    """The JAX layer holds other weights: read by its own Binding, beside torch's."""
-    prefix, entries = _prefix(layer.theirs.name), run.entries
-    wrong = {key: a for key, a in wrong_entries(run).items() if key.startswith(prefix)}
-    if not wrong:
-        return
-    own = {key: _variants(run, layer, module, key.removeprefix(prefix), entries[key]) for key in wrong}
-    words = [f'"{key}" {explained(a, key, entries, own[key])}' for key, a in wrong.items()]
-    tails = {key.removeprefix(prefix): array for key, array in wrong.items()}
-    yield Suspicion(
-        f"holds other weights: {'; '.join(words)}",
-        _rules_to_mend(run, list(wrong)),
-        lambda: called_again(_with_entries(module, tails), layer.theirs),
-    )
-
-
-def wrong_entries(run: Run) -> dict[str, np.ndarray]:
-    """What the JAX model holds under torch's keys, as it reads itself, where that is not torch's."""
-    held = {key: a for key, a in run.port.held.items() if not key.endswith("num_batches_tracked")}
-    rules = run.port.own.rules if run.port.own else ()
-    sums = {key for rule in rules if isinstance(rule, Sum) for key in rule.keys}
-    return {key: a for key, a in held.items() if key not in sums and not _close(a, run.entries[key])}
-
-
-def _close(one: np.ndarray, other: np.ndarray) -> bool:
-    return np.allclose(one.astype(np.float64), other.astype(np.float64), rtol=1e-6, atol=0)
-
-
-def _rules_to_mend(run: Run, keys: Sequence[str]) -> str:
-    """The Rules as the model reads itself, beside those that the caller gave."""
-    read = (
-        {repr(rule) for rule in run.port.own.rules if set(rule.keys) & set(keys)} if run.port.own else set()
-    )
-    given = {repr(r) for r in run.port.given.rules if set(r.keys) & set(keys)} if run.port.given else set()
-    if read and given - read:
-        return f"{', '.join(sorted(read - given))} in place of {', '.join(sorted(given - read))}"
-    return "js.load_state_dict(model, torch_module.state_dict(), binding)"
+        yield from held_by_guess(run, layer, module)
 
 
 def _set_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
@@ -124,7 +52,7 @@ def _set_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
 
 
 def _set_to(layer: Layer, module: Any, setting: str, value: Any) -> Callable[[], np.ndarray]:
-    attributes = {"batch statistics": "training"}
+    name = {"batch statistics": "training"}.get(setting, setting)
     if setting == "padding":
         return lambda: _padded(layer, module, value)
     if setting == "padding mode":
@@ -133,8 +61,8 @@ def _set_to(layer: Layer, module: Any, setting: str, value: Any) -> Callable[[],
         ]
         rows = [n for n in reversed(half) for _ in range(2)]
         changes = dict(padding_mode=value, padding=tuple(half), _reversed_padding_repeated_twice=rows)
-        return lambda: called_again(_with(module, **changes), layer.theirs)
-    return lambda: called_again(_with(module, **{attributes.get(setting, setting): value}), layer.theirs)
+        return lambda: called_again(with_attributes(module, **changes), layer.theirs)
+    return lambda: called_again(with_attributes(module, **{name: value}), layer.theirs)
 
 
 def _padded(layer: Layer, module: Any, pads: Any) -> np.ndarray:
@@ -147,11 +75,11 @@ def _padded(layer: Layer, module: Any, pads: Any) -> np.ndarray:
         rows = zip(pads, kernel, dilation, strict=True)
         cuts = [(d * (k - 1) - a, d * (k - 1) - b) for (a, b), k, d in rows]
         none = (0,) * len(kernel)
-        whole = called_again(_with(module, padding=none, output_padding=none), layer.theirs)
+        whole = called_again(with_attributes(module, padding=none, output_padding=none), layer.theirs)
         return _cut(whole, cuts)
     flat = [n for pair in reversed(pads) for n in pair]
     padded = torch().nn.functional.pad(image, flat)
-    bare = _with(module, padding=(0,) * len(kernel), padding_mode="zeros")
+    bare = with_attributes(module, padding=(0,) * len(kernel), padding_mode="zeros")
     return called_again(bare, layer.theirs, (padded, *layer.theirs.args[1:]))
 
 
@@ -191,9 +119,8 @@ def _called_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
     if type(module).__name__ in ("LSTM", "GRU", "RNN", "MultiheadAttention"):
         first = not module.batch_first
         says = f"reads {'batch' if first else 'time'} first, and torch {'time' if first else 'batch'} first"
-        yield Suspicion(
-            says, "x.swapaxes(0, 1)", lambda: called_again(_with(module, batch_first=first), layer.theirs)
-        )
+        swapped = with_attributes(module, batch_first=first)
+        yield Suspicion(says, "x.swapaxes(0, 1)", lambda: called_again(swapped, layer.theirs))
     if type(module).__name__ in ("LSTM", "GRU", "RNN"):
         axis = 1 if module.batch_first else 0
         says, mend = "runs backwards in time", "RNN(..., reverse=False)"
@@ -223,58 +150,3 @@ def _length(layer: Layer, module: Any) -> int:
 def _reversed(layer: Layer, module: Any, axis: int) -> np.ndarray:
     first, *rest = layer.theirs.args
     return np.flip(called_again(module, layer.theirs, (first.flip(axis), *rest)), axis)
-
-
-def _weights_elsewhere(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
-    """The layer holds all of another layer's weights, as where two are swapped or all are shifted by one."""
-    prefix, entries = _prefix(layer.theirs.name), run.entries
-    tails = {key.removeprefix(prefix): a for key, a in entries.items() if key.startswith(prefix)}
-    for other in run.layers:
-        start = _prefix(other.theirs.name)
-        theirs = {tail: entries.get(start + tail) for tail in tails}
-        if start != prefix and all(a is not None and a.shape == tails[t].shape for t, a in theirs.items()):
-            whole = {tail: array for tail, array in theirs.items() if array is not None}
-            yield Suspicion(
-                f'holds the weights of torch\'s "{other.theirs.name}"',
-                _keys_of(run, layer),
-                lambda whole=whole: called_again(_with_entries(module, whole), layer.theirs),
-            )
-
-
-def _weights_otherwise(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
-    """One entry is held in a mistaken form, or another one of its shape in its place."""
-    prefix = _prefix(layer.theirs.name)
-    tails = {key.removeprefix(prefix): a for key, a in run.entries.items() if key.startswith(prefix)}
-    for tail, array in tails.items():
-        if array.dtype.kind != "f" or array.size == 0:
-            continue
-        others = [
-            (f'replaced by torch\'s "{k}"', a)
-            for k, a in run.entries.items()
-            if a.shape == array.shape and k != prefix + tail
-        ]
-        for words, variant in [*_variants(run, layer, module, tail, array), *others]:
-            yield Suspicion(
-                f'holds "{prefix + tail}" {words}',
-                _keys_of(run, layer, prefix + tail),
-                lambda tail=tail, v=variant: called_again(_with_entries(module, {tail: v}), layer.theirs),
-            )
-
-
-def _keys_of(run: Run, layer: Layer, key: str = "") -> str:
-    binding, prefix = run.port.given or run.port.own, key or _prefix(layer.theirs.name)
-    rules = [repr(r) for r in binding.rules if any(k.startswith(prefix) for k in r.keys)] if binding else []
-    return f"look at {'; '.join(rules)}" if rules else "look at the Rules of this layer"
-
-
-def _variants(run: Run, layer: Layer, module: Any, tail: str, array: np.ndarray) -> Iterator[Any]:
-    kind = type(module).__name__
-    gates = (
-        GATES.get(kind.removesuffix("Cell"), ()) if array.ndim and tail.startswith(("weight", "bias")) else ()
-    )
-    blocks = ("query", "key", "value") if tail.startswith("in_proj") else gates
-    return variants(tail, array, blocks, int(getattr(module, "num_heads", 1)), run.images)
-
-
-def _prefix(name: str) -> str:
-    return f"{name}." if name else ""

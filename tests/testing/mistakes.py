@@ -113,7 +113,9 @@ MISTAKES = [
     Mistake(
         "mlp",
         "two weights of one shape swapped",
-        _rules(Rule("fc1.weight", "fc2.kernel", "i o -> o i"), Rule("fc2.weight", "fc1.kernel", "i o -> o i")),
+        _rules(
+            Rule("fc1.weight", "fc2.kernel", "i o -> o i"), Rule("fc2.weight", "fc1.kernel", "i o -> o i")
+        ),
         '"fc1"',
         "fc2.weight",
     ),
@@ -170,7 +172,7 @@ MISTAKES = [
         '"up"',
         "flipped",
     ),
-    Mistake("cnn", "a flatten not permuted", _flattened_as_it_is, '"fc"', "flattened image"),
+    Mistake("cnn", "a flatten not permuted", _flattened_as_it_is, '"fc"', "image"),
     Mistake("cnn", "scale and bias swapped", _entries(_swap("bn.weight", "bn.bias")), '"bn"', "bn.bias"),
     Mistake(
         "cnn", "mean and bias swapped", _entries(_swap("bn.running_mean", "bn.bias")), '"bn"', "running_mean"
@@ -223,8 +225,8 @@ MISTAKES = [
         '"attn"',
         "heads innermost",
     ),
-    Mistake("block", "two layers swapped", _entries(_swap("up.weight", "down.weight")), '"up"', "down.weight"),
-    Mistake("block", "two norms swapped", _entries(_swap("norm1.weight", "norm2.weight")), '"norm1"', "norm2"),
+    Mistake("block", "kernels swapped", _entries(_swap("up.weight", "down.weight")), '"up"', "down.weight"),
+    Mistake("block", "scales swapped", _entries(_swap("norm1.weight", "norm2.weight")), '"norm1"', "norm2"),
     Mistake(
         "block",
         "a scale that a layer adds one to",
@@ -273,4 +275,3 @@ MISTAKES = [
         "query, value, key",
     ),
 ]
-
