@@ -45,6 +45,11 @@ def unbound(model: nn.Module) -> tuple[nn.Module, Any]:
     return model.unbind()
 
 
+def drawing(model: nn.Module) -> list[str]:
+    """None that would not say so: its call is given the keys that it draws with."""
+    return []
+
+
 def tree_of(model: nn.Module) -> Any:
     """What `state_dict` reads."""
     return unbound(model)[1]

@@ -27,6 +27,13 @@ def outputs_of(model: nnx.Module, run: Run) -> dict[str, np.ndarray]:
     return named_arrays(run(nnx.clone(model)))
 
 
+def drawing(model: nnx.Module) -> list[str]:
+    """The modules that draw at random whenever they are called."""
+    modules = [(".".join(map(str, path)), module) for path, module in nnx.iter_modules(model)]
+    rates = [(path, m, getattr(m, "rate", getattr(m, "dropout_rate", 0))) for path, m in modules]
+    return [path for path, m, rate in rates if rate and getattr(m, "deterministic", None) is False]
+
+
 def tree_of(model: nnx.Module) -> Any:
     """What `state_dict` reads."""
     return model

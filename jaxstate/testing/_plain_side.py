@@ -20,6 +20,11 @@ def outputs_of(model: Any, run: Run) -> dict[str, np.ndarray]:
     return named_arrays(run(model))
 
 
+def drawing(model: Any) -> list[str]:
+    """None that would not say so: its call is given the keys that it draws with."""
+    return []
+
+
 def tree_of(model: Any) -> Any:
     """What `state_dict` reads."""
     return model

@@ -43,6 +43,11 @@ class Port:
 
     def __post_init__(self):
         check_module(self.theirs)
+        if drawn := self.side.drawing(self.ours):
+            raise ParityError(
+                f"the JAX model draws at random in {', '.join(drawn)}: call model.eval(), or set "
+                "deterministic=True; both sides are run in the mode that they are in"
+            )
 
     @property
     def side(self) -> ModuleType:

@@ -51,7 +51,8 @@ def assert_same_training(
         opt_state: of `tx`, where training has begun; by default it is moved from torch's optimizer.
         input_layout: as for `assert_same_outputs`, for the arrays of a batch.
         ignore: patterns of keys that may differ: "*running_var" for Flax's BatchNorm, whose variance is the
-            biased one, (n - 1) / n times torch's.
+            biased one, (n - 1) / n times torch's; a bias right before a BatchNorm, whose gradient is
+            rounding alone.
         rtol: the tolerance.
 
     Raises:
