@@ -11,8 +11,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jaxstate.errors import quoted
 from jaxstate.testing._align import Match, best_match
+from jaxstate.testing._calls import Call
 from jaxstate.testing._distance import distance
+from jaxstate.testing._experiments import with_entries
 from jaxstate.testing._layers import Layer, Run, differs, same_values
 from jaxstate.testing._rewrites import Met, Rewrite, rewrites, rewriting
 from jaxstate.testing._suspicions import suspicions
@@ -147,13 +150,30 @@ def _rewritten(
     for rewrite in rewrites():
         met = Met()
         tries.append((rewrite, met, lambda rewrite=rewrite, met=met: _run(run, agreed, layer, rewrite, met)))
-    found = _proportional(met_by, rtol)
+    found = [*_proportional(met_by, rtol), *_other_weights(run, layer, ours, before, rtol)]
     for rewrite, met, again in tries:
         error = _tried(again, ours, None if layer is None else layer.order)
         if met.names and error <= min(rtol, before / LESS):
             theirs = ", ".join(met.names)
             found.append(Cause(rewrite.says(theirs), rewrite.mend(theirs), error))
     return _best_first(found)
+
+
+def _other_weights(
+    run: Run, layer: Layer | None, ours: np.ndarray | None, before: float, rtol: float
+) -> list[Cause]:
+    """Weights of modules that cannot be watched, as of layers in a scan."""
+    wrong = wrong_entries(run)
+    if not wrong:
+        return []
+
+    def again() -> np.ndarray | None:
+        return _met(watched(with_entries(run.port.theirs, wrong), run.port.run_torch), layer)
+
+    error = _tried(again, ours, None if layer is None else layer.order)
+    says = f"holds other weights: {quoted(wrong)}"
+    mend = "js.load_state_dict(model, torch_module.state_dict(), binding)"
+    return [Cause(says, mend, error)] if error <= min(rtol, before / LESS) else []
 
 
 def _proportional(match: Match | None, rtol: float) -> list[Cause]:
@@ -180,7 +200,11 @@ def _run(
 
         return rewriting(rewrite, active, met)
 
-    calls = watched(run.port.theirs, run.port.run_torch, during)
+    return _met(watched(run.port.theirs, run.port.run_torch, during), layer)
+
+
+def _met(calls: list[Call], layer: Layer | None) -> np.ndarray | None:
+    """What a layer read, or the model returned, among all calls."""
     if layer is None:
         return calls[-1].output
     place = (layer.theirs.name, layer.theirs.number)

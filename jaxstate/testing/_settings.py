@@ -31,6 +31,9 @@ def torch_settings(module: Any) -> Settings:
         found["num_groups"] = module.num_groups
     if hasattr(module, "num_heads"):
         found["num_heads"] = module.num_heads
+    weight = next(iter(module.parameters()), None)
+    if weight is not None and weight.is_floating_point() and weight.element_size() < 4:
+        found["computes in"] = str(weight.dtype).removeprefix("torch.")
     return found
 
 

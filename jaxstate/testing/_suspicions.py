@@ -34,7 +34,7 @@ def _set_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
     """The JAX layer is set to something else: read from it, or, of an eps, one that is common."""
     theirs, ours = torch_settings(module), jax_settings(layer.module.module)
     for setting, value in ours.items():
-        if setting in theirs and theirs[setting] != value:
+        if setting in theirs and theirs[setting] != value and setting != "computes in":
             says = f"has {setting} {shown(value)}, and torch {shown(theirs[setting])}"
             mend = spelled(setting, theirs[setting], layer.module.module)
             yield Suspicion(says, mend, _set_to(layer, module, setting, value))
@@ -45,7 +45,7 @@ def _set_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
                 f"eps={theirs['eps']:.3g}",
                 _set_to(layer, module, "eps", eps),
             )
-    if ours.get("computes in"):
+    if ours.get("computes in") != theirs.get("computes in") and "computes in" in ours:
         dtype = ours["computes in"]
         says, mend = f"computes in {dtype}", f"{layer.module.kind}(..., dtype=None)"
         yield Suspicion(says, mend, lambda: _in_dtype(layer, module, dtype))
@@ -109,11 +109,11 @@ def _cast(value: Any, kind: Any) -> Any:
 def _called_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
     """The layer is given its arguments with another meaning: masks, the order of axes."""
     for name, value in (layer.theirs.kwargs or {}).items():
-        if hasattr(value, "dtype") and value.dtype == torch().bool:
+        if (attended := _attended(value)) is not None:
             yield Suspicion(
                 f"reads {name} the other way: Flax attends where a mask is True, torch where it is False",
                 f"mask=~{name}",
-                lambda name=name, value=value: called_again(module, layer.theirs, **{name: _finite(value)}),
+                lambda name=name, a=attended: called_again(module, layer.theirs, **{name: _finite(~a)}),
             )
     if "attn_mask" in _parameters(module) and _mask(layer) is not None:
         says = "attends to everything, and torch is given a mask"
@@ -131,6 +131,16 @@ def _called_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
         axis = 1 if module.batch_first else 0
         says, mend = "runs backwards in time", "RNN(..., reverse=False)"
         yield Suspicion(says, mend, lambda: _reversed(layer, module, axis))
+
+
+def _attended(mask: Any) -> Any:
+    """Where torch attends, of a mask of its two kinds: True, or minus infinity, where it does not."""
+    if not isinstance(mask, torch().Tensor):
+        return None
+    if mask.dtype == torch().bool:
+        return ~mask
+    whole = mask.is_floating_point() and bool(((mask == 0) | mask.isneginf()).all())
+    return mask == 0 if whole else None
 
 
 def _finite(attended: Any) -> Any:
