@@ -13,7 +13,7 @@ import numpy as np
 from jaxstate.testing._experiments import Suspicion, with_attributes
 from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._settings import SAME, jax_settings, same_pads, shown, spelled, torch_settings
-from jaxstate.testing._torch_side import called_again, torch
+from jaxstate.testing._torch_side import arguments_of, called_again, torch
 from jaxstate.testing._weights import held_by_guess, held_otherwise
 
 EPSILONS = (1e-3, 1e-5, 1e-6, 1e-8, 1e-12)
@@ -108,14 +108,15 @@ def _cast(value: Any, kind: Any) -> Any:
 
 def _called_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
     """The layer is given its arguments with another meaning: masks, the order of axes."""
-    for name, value in (layer.theirs.kwargs or {}).items():
+    arguments = arguments_of(module, layer.theirs).arguments
+    for name, value in arguments.items():
         if (attended := _attended(value)) is not None:
             yield Suspicion(
                 f"reads {name} the other way: Flax attends where a mask is True, torch where it is False",
                 f"mask=~{name}",
                 lambda name=name, a=attended: called_again(module, layer.theirs, **{name: _finite(~a)}),
             )
-    if "attn_mask" in _parameters(module) and _mask(layer) is not None:
+    if "attn_mask" in _parameters(module) and arguments.get("attn_mask") is not None:
         says = "attends to everything, and torch is given a mask"
         yield Suspicion(says, "mask=...", lambda: called_again(module, layer.theirs, attn_mask=None))
     elif "attn_mask" in _parameters(module):
@@ -150,10 +151,6 @@ def _finite(attended: Any) -> Any:
 
 def _parameters(module: Any) -> Sequence[str]:
     return type(module).forward.__code__.co_varnames
-
-
-def _mask(layer: Layer) -> Any:
-    return (layer.theirs.kwargs or {}).get("attn_mask")
 
 
 def _length(layer: Layer, module: Any) -> int:

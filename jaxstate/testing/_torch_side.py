@@ -3,6 +3,7 @@
 torch is never imported here. Whoever passes a torch module has done so.
 """
 
+import inspect
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -152,10 +153,17 @@ def _copied(value: Any) -> Any:
 
 def called_again(module: Any, call: Call, args: tuple[Any, ...] | None = None, **changes: Any) -> Any:
     """The module's first output where it is called as it was, or with other arguments."""
-    given = {**(call.kwargs or {}), **changes}
+    bound = arguments_of(module, call, args)
+    bound.arguments.update(changes)
     with torch().no_grad():
-        output = module(*(call.args if args is None else args), **given)
+        output = module(*bound.args, **bound.kwargs)
     return next(iter(named_arrays(output).values()))
+
+
+def arguments_of(module: Any, call: Call, args: tuple[Any, ...] | None = None) -> inspect.BoundArguments:
+    """The arguments of a call by their names, however they were passed."""
+    given = call.args if args is None else args
+    return inspect.signature(module.forward).bind(*given, **(call.kwargs or {}))
 
 
 def entries_of(module: Any) -> dict[str, np.ndarray]:

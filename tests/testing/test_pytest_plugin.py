@@ -5,7 +5,10 @@ import pytest
 pytest_plugins = ["pytester"]
 
 HEAD = """
-import jaxstate as js, numpy as np, pytest, torch
+import jaxstate as js
+import numpy as np
+import pytest
+import torch
 from flax import nnx
 
 def linear(scale=1.0):

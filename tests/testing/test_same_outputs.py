@@ -158,6 +158,19 @@ def test_the_tolerance_is_of_the_scale():
     assert "1.1 times torch's values" in failing(theirs, ours, x, **scaled(1.1))
 
 
+def test_rounding_by_a_device_is_told_from_a_mistake():
+    """As TPUs do, and GPUs: here the call rounds, unless full precision is asked for."""
+    theirs, ours = linear()
+
+    def rounded(model, x):
+        full = jax.config.jax_default_matmul_precision == "highest"
+        return model(x if full else x.astype(jnp.bfloat16).astype(jnp.float32))
+
+    assert 'jax.default_matmul_precision("highest")' in failing(theirs, ours, noise(2, 3), call=rounded)
+    with jax.default_matmul_precision("highest"):
+        assert_same_outputs(theirs, ours, noise(2, 3), call=rounded)
+
+
 class TorchDropped(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -114,7 +114,7 @@ class TorchBlock(torch.nn.Module):
     def forward(self, tokens, mask):
         x = self.embed(tokens) * 0.1
         y = self.norm1(x)
-        x = x + self.attn(y, y, y, attn_mask=mask, need_weights=False)[0]
+        x = x + self.attn(y, y, y, None, False, mask)[0]
         return x + self.down(F.gelu(self.up(self.norm2(x))))
 
 
