@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from jaxstate.binding import Binding
@@ -46,18 +47,20 @@ class LayerTable:
     """How far each layer's output is from torch's, in torch's order; the model's outputs come last."""
 
     rows: tuple[Row, ...]
+    unpaired: tuple[str, ...] = ()  # torch's modules that could not be compared, as those in a scan
 
     def __str__(self) -> str:
-        return "\n".join([table(COLUMNS, [row.cells for row in self.rows]), *self._divergences()])
+        return "\n".join([table(COLUMNS, [row.cells for row in self.rows]), *self._notes()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(COLUMNS, [row.cells for row in self.rows]) + "<br>".join(self._divergences())
+        return html_table(COLUMNS, [row.cells for row in self.rows]) + "<br>".join(map(escape, self._notes()))
 
-    def _divergences(self) -> list[str]:
+    def _notes(self) -> list[str]:
+        rest = [f"not compared: {', '.join(self.unpaired)}"] if self.unpaired else []
         rows = [row for row in self.rows if row.kl is not None]
-        return [f"KL divergence of {row.name} read as logits: {row.kl:.3g} nats" for row in rows]
+        return [*rest, *(f"KL divergence of {r.name} read as logits: {r.kl:.3g} nats" for r in rows)]
 
     def plot(self, ax: Any = None) -> Any:
         """Relative differences, layer by layer, on a logarithmic axis. Needs matplotlib.
@@ -99,12 +102,12 @@ def compare(
     """
     calls = (kwargs or {}, torch_kwargs or {}, call, torch_call, input_layout, output_layout)
     run = Run(Port(torch_module, model, inputs, binding, *calls))
-    return LayerTable((*table_of(run).rows, *_outputs(run.port)))
+    return LayerTable((*table_of(run).rows, *_outputs(run.port)), run.unpaired)
 
 
 def table_of(run: Run) -> LayerTable:
     """The layers alone."""
-    return LayerTable(tuple(map(_row, run.layers)))
+    return LayerTable(tuple(map(_row, run.layers)), run.unpaired)
 
 
 def _row(layer: Layer) -> Row:

@@ -50,6 +50,7 @@ class Difference:
         between: torch's modules that ran in between.
         reordered: True if both sides hold the same values in different orders.
         count: of the layers that were compared.
+        unpaired: torch's modules that could not be compared.
         wrong: the keys under which the JAX model, as it reads itself, does not hold what torch does.
     """
 
@@ -62,6 +63,7 @@ class Difference:
     reordered: bool = False
     count: int = 0
     wrong: tuple[str, ...] = ()
+    unpaired: tuple[str, ...] = ()
 
 
 def first_difference(run: Run, output: Match | None, rtol: float) -> Difference | None:
@@ -73,7 +75,9 @@ def first_difference(run: Run, output: Match | None, rtol: float) -> Difference 
         rtol: of the layers' scales.
     """
     found = _first(run, output, rtol)
-    return found and replace(found, count=len(run.layers), wrong=tuple(wrong_entries(run)))
+    return found and replace(
+        found, count=len(run.layers), wrong=tuple(wrong_entries(run)), unpaired=run.unpaired
+    )
 
 
 def _first(run: Run, output: Match | None, rtol: float) -> Difference | None:

@@ -75,6 +75,15 @@ class Run:
             and (other := ours.get((pairs[call.name].module.path, call.number))) is not None
         ]
 
+    @property
+    def unpaired(self) -> tuple[str, ...]:
+        """torch's modules with entries of their own that no pair covers, as those in a scan."""
+        owners = dict.fromkeys(key.rpartition(".")[0] for key in self.entries)
+        layers = [pair for pair in self.pairs if pair.is_layer]
+        covered = [pair.name for pair in layers if pair.name in owners or pair.module.is_layer]
+        inside = [name for name in owners for c in covered if name == c or not c or name.startswith(f"{c}.")]
+        return tuple(name for name in owners if name not in inside)
+
     @cached_property
     def entries(self) -> dict[str, np.ndarray]:
         """torch's state_dict."""

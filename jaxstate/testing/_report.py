@@ -4,7 +4,7 @@ First what the caller asked about, then the first place where the two part, with
 cause that was reproduced and what mends it.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -35,13 +35,14 @@ def _lines(found: Difference | None) -> Iterator[str]:
         yield "both sides hold the same values in different orders: an axis is flattened or moved another way"
     yield from _cause_lines(found.causes)
     if found.wrong:
-        more = ", ..." if len(found.wrong) > MOST_KEYS else ""
-        yield f"weights that are not torch's: {quoted(found.wrong[:MOST_KEYS])}{more}"
-    yield (
-        f"{found.count} layer calls were compared"
-        if found.count
-        else "no layers could be compared: pass a binding="
-    )
+        yield f"weights that are not torch's: {_shortened(found.wrong)}"
+    yield f"{found.count} layer calls were compared" if found.count else "no layers could be compared"
+    if found.unpaired:
+        yield f"not compared: {_shortened(found.unpaired)}"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    return quoted(names[:MOST_KEYS]) + ", ..." * (len(names) > MOST_KEYS)
 
 
 def _place(found: Difference) -> str:

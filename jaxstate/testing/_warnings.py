@@ -6,11 +6,13 @@ argument that makes them torch's.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import jax
 
 from jaxstate.binding import Binding
+from jaxstate.errors import ParityError
 from jaxstate.table import html_table, table
 from jaxstate.testing._layers import Run
 from jaxstate.testing._port import Layouts, Port
@@ -49,6 +51,7 @@ class Warnings:
     """All settings that differ, as a table; false if none does."""
 
     rows: tuple[Setting, ...]
+    unpaired: tuple[str, ...] = ()  # torch's modules that no JAX module was found for
 
     def __bool__(self) -> bool:
         return bool(self.rows)
@@ -60,12 +63,14 @@ class Warnings:
         return iter(self.rows)
 
     def __str__(self) -> str:
-        return table(COLUMNS, [row.cells for row in self.rows]) if self.rows else "no setting differs"
+        text = table(COLUMNS, [row.cells for row in self.rows]) if self.rows else "no setting differs"
+        return f"{text}\nnot compared: {', '.join(self.unpaired)}" if self.unpaired else text
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return html_table(COLUMNS, [row.cells for row in self.rows])
+        rest = f"<br>not compared: {escape(', '.join(self.unpaired))}" if self.unpaired else ""
+        return html_table(COLUMNS, [row.cells for row in self.rows]) + rest
 
 
 def warnings(
@@ -87,12 +92,27 @@ def warnings(
         *inputs: in torch's layout; needed for a Linen module, and to see which GELU an NNX one computes.
         binding: of the model; its own reading by default.
         kwargs, call, input_layout: as for `assert_same_outputs`.
+
+    Returns:
+        a table; `unpaired` names torch's modules that could not be compared, as those in a scan.
+
+    Raises:
+        ParityError: no layers could be paired.
     """
     port = Port(torch_module, model, inputs, binding, kwargs or {}, call=call, input_layout=input_layout)
-    pairs = [pair for pair in Run(port).pairs if pair.is_layer]
+    run = Run(port)
+    pairs = [pair for pair in run.pairs if pair.is_layer]
+    if not pairs:
+        raise ParityError(_NONE)
     modules = dict(torch_module.named_modules())
     found = [row for p in pairs for row in _unlike(p.name, modules[p.name], p.module.path, p.module.module)]
-    return Warnings((*found, *(_gelu(port) if inputs else ())))
+    return Warnings((*found, *(_gelu(port) if inputs else ())), run.unpaired)
+
+
+_NONE = (
+    "no layer of torch's was found in the JAX model: pass the inputs, which a Linen module is read with, or "
+    "the binding= that pairs the layers"
+)
 
 
 def _unlike(name: str, theirs: Any, path: str, ours: Any) -> Iterator[Setting]:

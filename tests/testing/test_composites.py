@@ -97,3 +97,4 @@ def test_of_weights_in_a_scan():
     report = report_of(theirs, Stack().bind(js.load_state_dict(template, sd, binding)), x)
     assert 'after "first", which agrees, what "head" (Linear)' in report
     assert 'cause: JAX holds other weights: "h.1.fc.weight"' in report
+    assert 'not compared: "h.0.norm", "h.0.fc", "h.1.norm", "h.1.fc", "h.2.norm", "h.2.fc"' in report

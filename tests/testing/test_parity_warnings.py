@@ -136,3 +136,19 @@ def test_a_linen_module_is_read_as_it_runs():
     theirs, x = torch.nn.Sequential(torch.nn.LayerNorm(5)), noise(2, 5)
     bound = Ours().bind(Ours().init({"params": RNGS["rngs"]()}, x))
     assert found(theirs, bound, x) == {("0", "eps"): ("1e-05", "1e-06")}
+    with pytest.raises(js.ParityError, match="pass the inputs, which a Linen module is read with"):
+        warnings(theirs, bound)
+
+
+def test_modules_that_were_not_compared_are_named():
+    class Ours(nnx.Module):
+        def __init__(self):
+            self.first = nnx.Linear(3, 3, **RNGS)
+            self.other = nnx.Linear(3, 3, **RNGS)
+
+    theirs = torch.nn.Sequential()
+    theirs.add_module("first", torch.nn.Linear(3, 3))
+    theirs.add_module("second", torch.nn.Linear(3, 3))
+    rows = warnings(theirs, Ours())
+    assert rows.unpaired == ("second",) and str(rows) == "no setting differs\nnot compared: second"
+    assert "not compared: second" in rows._repr_html_()
