@@ -4,6 +4,7 @@ from jaxstate import averaging as averaging
 from jaxstate import containers as containers
 from jaxstate import optim as optim
 from jaxstate import orbax as orbax
+from jaxstate import testing as testing
 from jaxstate.binding import Binding as Binding
 from jaxstate.binding import Comparison as Comparison
 from jaxstate.containers import Checkpoint as Checkpoint
@@ -21,6 +22,7 @@ from jaxstate.errors import FileError as FileError
 from jaxstate.errors import JaxstateError as JaxstateError
 from jaxstate.errors import LayoutError as LayoutError
 from jaxstate.errors import OptimizerError as OptimizerError
+from jaxstate.errors import ParityError as ParityError
 from jaxstate.errors import StateDictError as StateDictError
 from jaxstate.io import load as load
 from jaxstate.io import save as save

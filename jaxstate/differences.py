@@ -50,7 +50,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> Difference:
     """
     if a.shape != b.shape:
         raise ValueError(f"shapes {a.shape} and {b.shape}")
-    exact = 0 if a.dtype == b.dtype and _is_real_float(a.dtype) else None
+    exact = 0 if a.dtype == b.dtype and is_real_float(a.dtype) else None
     total = Difference(0, 0.0, 0.0, exact, None)
     for start, x, y in _pieces(a, b):
         total = _joined(total, _piece_difference(x, y, start, a.shape, exact is not None))
@@ -71,7 +71,7 @@ def _piece_difference(x: np.ndarray, y: np.ndarray, start: int, shape: Any, ulps
     places = np.flatnonzero(differs)
     absolute, relative = _distances(one[places], other[places])
     where = np.unravel_index(start + int(places[np.argmax(absolute)]), shape)
-    steps = int(_steps(x[places], y[places]).max()) if ulps else None
+    steps = int(steps(x[places], y[places]).max()) if ulps else None
     indices = tuple(int(n) for n in where)
     return Difference(places.size, float(absolute.max()), float(relative.max()), steps, indices)
 
@@ -97,13 +97,22 @@ def _distances(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.where(np.isnan(absolute), np.inf, absolute), relative
 
 
-def _is_real_float(dtype: np.dtype) -> bool:
+def is_real_float(dtype: np.dtype) -> bool:
+    """True of numpy's floats and of ml_dtypes' that have a sign.
+
+    >>> is_real_float(np.dtype("float16")), is_real_float(np.dtype("complex64"))
+    (True, False)
+    """
     # e8m0 is a bare exponent and has no sign; its bits count up as its values do, as those of integers.
     return (dtype.kind == "f" or dtype.name.startswith(("bfloat", "float"))) and "e8m0" not in dtype.name
 
 
-def _steps(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Steps between two floats, through zero where their signs differ."""
+def steps(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Steps between floats of one dtype through the values that it can hold, through zero if signs differ.
+
+    >>> steps(np.float32([1, -0.0]), np.nextafter(np.float32([1, 0]), np.float32(2))).tolist()
+    [1, 1]
+    """
     negative_x, size_x = _sign_and_rank(x)
     negative_y, size_y = _sign_and_rank(y)
     apart = np.where(size_x > size_y, size_x - size_y, size_y - size_x)

@@ -33,6 +33,18 @@ class CheckpointError(JaxstateError, ValueError):
     """A checkpoint does not fit what is to be restored, cannot be stored without loss, or is ambiguous."""
 
 
+class ParityError(JaxstateError, AssertionError):
+    """A model does not compute what it was ported from: how far apart they are, where, and why.
+
+    Attributes:
+        layers: how far each layer is from torch's, as a table, where layers were compared.
+    """
+
+    def __init__(self, message: str, layers: object = None):
+        self.layers = layers
+        super().__init__(message)
+
+
 class Mismatch(NamedTuple):
     """One entry that does not fit: its torch key, and the shapes of file and model."""
 

@@ -34,6 +34,7 @@ ROOMS = (
     "optim",
     "averaging",
     "orbax",
+    "testing",
     "display",
     "demo",
     "commands",
@@ -43,6 +44,7 @@ OPTIONAL = (
     *("torch", "equinox", "haiku", "safetensors", "einops", "hypothesis", "pytest"),
     *("transformers", "accelerate", "peft", "lightning"),
 )
+PLUGIN = "testing/plugin.py"  # pytest loads it, so it may import pytest
 ABOVE_ALL = {"demo": "jaxstate"}  # the demo is a user of the whole
 
 
@@ -79,7 +81,12 @@ def test_arrows_point_downwards(path):
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_nothing_optional_is_imported(path):
-    assert not {name.split(".")[0] for name in imported(path)} & set(OPTIONAL)
+    own = {"pytest"} if path == PACKAGE / PLUGIN else set()
+    assert not {name.split(".")[0] for name in imported(path)} & set(OPTIONAL) - own
+
+
+def test_only_pytest_imports_its_plugin():
+    assert not [path for path in FILES if any("testing.plugin" in name for name in imported(path))]
 
 
 def test_only_the_engine_of_one_room_imports_orbax():

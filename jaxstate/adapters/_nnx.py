@@ -188,9 +188,10 @@ def _value(leaf: Any) -> Any:
 
 
 def _replaced(leaf: Any, value: Any) -> Any:
-    if value is None or isinstance(leaf, _PASSING):
-        return leaf
-    return leaf.replace(value) if isinstance(leaf, nnx.Variable) else value
+    if not isinstance(leaf, nnx.Variable):
+        return leaf if value is None else value
+    # A copy also of what stays: a Variable that two models shared would be changed through either.
+    return leaf.copy() if value is None or isinstance(leaf, _PASSING) else leaf.replace(value)
 
 
 def _dotted(path: Path) -> str:
