@@ -71,9 +71,9 @@ def _piece_difference(x: np.ndarray, y: np.ndarray, start: int, shape: Any, ulps
     places = np.flatnonzero(differs)
     absolute, relative = _distances(one[places], other[places])
     where = np.unravel_index(start + int(places[np.argmax(absolute)]), shape)
-    steps = int(steps(x[places], y[places]).max()) if ulps else None
+    apart = int(steps(x[places], y[places]).max()) if ulps else None
     indices = tuple(int(n) for n in where)
-    return Difference(places.size, float(absolute.max()), float(relative.max()), steps, indices)
+    return Difference(places.size, float(absolute.max()), float(relative.max()), apart, indices)
 
 
 def _joined(a: Difference, b: Difference) -> Difference:
