@@ -16,6 +16,7 @@ from typing import Any
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
 from jaxstate.errors import BindingError, Mismatch, StateDictError, near_names, quoted, size_mismatch
 from jaxstate.foreign import without_tensors
+from jaxstate.renaming import Renaming
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
 from jaxstate.spectral import Spectral
@@ -206,6 +207,20 @@ class Binding:
             order=_merged_order(self.keys, list(state_dict)) if _is_ordered(state_dict) else self.order,
             metadata=getattr(state_dict, "_metadata", self.metadata),
         )
+
+    def renamed(self, rename: Mapping[str, str]) -> "Binding":
+        """This Binding with a file's names for the model's; what is below a name goes with it.
+
+        Args:
+            rename: patterns, `{"layers_{i}": "encoder.layer.{i}"}` (`jaxstate.renaming`).
+
+        Raises:
+            BindingError: a pattern that fits no key, a key that two entries would have.
+        """
+        renaming = Renaming(rename)
+        renaming.check(self.keys)
+        rules = tuple(rule.rekeyed(renaming.family) for rule in self.rules)
+        return Binding(rules, tuple(renaming(key) for key in self.order))
 
     def only(self, pattern: str | Sequence[str]) -> "Binding":
         """The rules whose every key matches a pattern (`fnmatch`: `*` crosses dots).

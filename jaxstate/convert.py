@@ -24,6 +24,7 @@ def bind(
     model: Any,
     *inputs: Any,
     like: Mapping[str, Any] | None = None,
+    rename: Mapping[str, str] | None = None,
     rules: Sequence[AnyRule] = (),
     layers: Mapping[type, Callable[[Any], Sequence[AnyRule]]] | None = None,
     attention: str | None = None,
@@ -42,8 +43,11 @@ def bind(
         *inputs: example inputs of the model's call, with which it is traced. They tell a Linen module's
             layers, and where a model flattens images, whose axes torch has in another order.
         like: a state_dict of the same model, for what only a file knows (`Binding.like`).
+        rename: the file's names for the model's, as patterns: `{"layers_{i}": "encoder.layer.{i}"}`; what
+            is below a name goes with it. All other arguments speak of the model's own names.
         rules: Rules for single leaves, in place of what would be read; paths from the model's root.
         layers: for a class of modules, a function from such a module to its Rules, names relative to it.
+            A class of your own can have them itself, as a method `torch_rules(self)`.
         attention: "packed" for torch.nn.MultiheadAttention, "separate" for four Linear layers; by default
             the first where torch's module can hold the weights.
         multilayer: names (patterns) of lists of RNNs that are the layers of one torch RNN, LSTM or GRU.
@@ -82,6 +86,8 @@ def bind(
     reading = adapter_of(model).read(model, options)
     read = with_flattens(rules_of(reading.found, options), reading, options)
     binding = Binding(tuple(read)).of(reading.leaves)
+    if rename is not None:
+        binding = binding.renamed(rename)
     return binding if like is None else binding.like(like)
 
 

@@ -14,6 +14,7 @@ ROOMS = (
     "errors",
     "table",
     "template",
+    "renaming",
     "layout",
     "foreign",
     "tree",
