@@ -3,8 +3,10 @@
 from jaxstate import averaging as averaging
 from jaxstate import optim as optim
 from jaxstate import orbax as orbax
+from jaxstate.alignment import Alignment as Alignment
 from jaxstate.binding import Binding as Binding
 from jaxstate.binding import Comparison as Comparison
+from jaxstate.convert import align as align
 from jaxstate.convert import bind as bind
 from jaxstate.convert import load_state_dict as load_state_dict
 from jaxstate.convert import state_dict as state_dict

@@ -14,6 +14,8 @@ from jaxstate.adapters import adapter_of
 from jaxstate.adapters._flattening import with_flattens
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import rules_of
+from jaxstate.alignment import Alignment, aligned
+from jaxstate.alignment import align as align_binding
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
@@ -42,7 +44,8 @@ def bind(
         model: an NNX module, or a Linen module (unbound) with example inputs.
         *inputs: example inputs of the model's call, with which it is traced. They tell a Linen module's
             layers, and where a model flattens images, whose axes torch has in another order.
-        like: a state_dict of the same model, for what only a file knows (`Binding.like`).
+        like: a state_dict of the same model, for what only a file knows (`Binding.like`). If it has other
+            names than the model, they are paired on evidence (`js.align` shows it), or refused.
         rename: the file's names for the model's, as patterns: `{"layers_{i}": "encoder.layer.{i}"}`; what
             is below a name goes with it. All other arguments speak of the model's own names.
         rules: Rules for single leaves, in place of what would be read; paths from the model's root.
@@ -88,7 +91,20 @@ def bind(
     binding = Binding(tuple(read)).of(reading.leaves)
     if rename is not None:
         binding = binding.renamed(rename)
-    return binding if like is None else binding.like(like)
+    return binding if like is None else aligned(binding, like).like(like)
+
+
+def align(model: Any, state_dict: Mapping[str, Any], binding: Binding | None = None) -> Alignment:
+    """Which keys of a file a model's keys are, where the names differ, and on what evidence: a table.
+
+    `bind(model, like=state_dict)` makes use of it if it is complete. Nothing is raised for what is not.
+
+    Args:
+        model: as for `bind`.
+        state_dict: the file's arrays by torch's keys.
+        binding: the model's, in its own names; needed where the model does not tell its layers.
+    """
+    return align_binding(bind(model) if binding is None else binding, state_dict)
 
 
 def state_dict(

@@ -26,6 +26,7 @@ ROOMS = (
     "placement",
     "io",
     "adapters",
+    "alignment",
     "convert",
     "optim",
     "averaging",
