@@ -75,14 +75,14 @@ def _check(keys, file):
         assert list(renamed.keys) == list(truth.values())
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layers(2))
 def test_in_the_order_of_registration(found):
     keys = _entries(found)
     _check(keys, OrderedDict((theirs, np.empty(s)) for _, theirs, s in keys))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(layers(2), st.randoms(), st.booleans())
 def test_in_another_order(found, random, known):
     keys = _entries(found)
