@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 
 from twin import randomized  # noqa: E402
 
-NAMES = ["gpt2", "llama", "bert"]
+NAMES = ["gpt2", "llama", "bert", "vit", "resnet", "convnext"]
 
 
 def rules_by_hand(twin):
