@@ -14,7 +14,15 @@ from functools import cached_property
 from typing import Any
 
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
-from jaxstate.errors import BindingError, Mismatch, StateDictError, near_names, quoted, size_mismatch
+from jaxstate.errors import (
+    BindingError,
+    Mismatch,
+    StateDictError,
+    near_names,
+    padded_rows,
+    quoted,
+    size_mismatch,
+)
 from jaxstate.foreign import without_tensors
 from jaxstate.renaming import Renaming
 from jaxstate.rule import Arrays, Rule
@@ -47,8 +55,9 @@ class Comparison:
 
     def error(self, name: str = "the model") -> StateDictError:
         """The one error that says all of it."""
-        sizes = [size_mismatch(key, found, expected) for key, found, expected in self.mismatched]
-        return StateDictError(name, self.missing_keys, self.unexpected_keys, [*sizes, *self.problems])
+        sizes = [size_mismatch(*mismatch) for mismatch in self.mismatched]
+        rows = [line for mismatch in self.mismatched if (line := padded_rows(*mismatch))]
+        return StateDictError(name, self.missing_keys, self.unexpected_keys, [*sizes, *self.problems, *rows])
 
     def __str__(self) -> str:
         return "<All keys matched successfully>" if self else str(self.error())

@@ -39,11 +39,11 @@ class Output(nnx.Module):
 
 class Attention(nnx.Module):
     def __init__(self):
-        setattr(self, "self", SelfAttention())
+        self.self = SelfAttention()
         self.output = Output(WIDTH)
 
     def __call__(self, x):
-        return self.output(getattr(self, "self")(x), x)
+        return self.output(self.self(x), x)
 
 
 class Intermediate(nnx.Module):

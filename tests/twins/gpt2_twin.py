@@ -74,7 +74,5 @@ class GPT2(nnx.Module):
         return self.lm_head.attend(self.transformer(ids))
 
 
-CONFIG = GPT2Config(
-    vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=LENGTH + 2
-)
+CONFIG = GPT2Config(vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=LENGTH + 2)
 TWIN = Twin(lambda: GPT2LMHeadModel(CONFIG), GPT2, {"input_ids": symbols(VOCABULARY, 2, LENGTH)})

@@ -10,9 +10,7 @@ WIDTHS, DEPTHS, LABELS = (4, 6), (2, 2), 3
 class ConvLayer(nnx.Module):
     def __init__(self, i, o, kernel=3, stride=1, relu=True):
         pad = [(kernel // 2, kernel // 2)] * 2
-        self.convolution = nnx.Conv(
-            i, o, (kernel, kernel), stride, padding=pad, use_bias=False, rngs=rngs()
-        )
+        self.convolution = nnx.Conv(i, o, (kernel, kernel), stride, padding=pad, use_bias=False, rngs=rngs())
         self.normalization = nnx.BatchNorm(o, use_running_average=True, rngs=rngs())
         self.relu = relu
 

@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from twin import built, randomized
 
 import jaxstate as js
 
-pytest.importorskip("transformers")
-
-from twin import randomized  # noqa: E402
-
-NAMES = ["gpt2", "llama", "bert", "vit", "resnet", "convnext"]
+PLAIN = ["tagger", "unet"]
+OF_TRANSFORMERS = ["gpt2", "llama", "bert", "vit", "resnet", "convnext", "t5", "whisper"]
 
 
 def rules_by_hand(twin):
     return len(twin.options.get("rules", ())) + len(twin.options.get("rename", ()))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*PLAIN, *OF_TRANSFORMERS])
 def test_a_twin_is_torchs(name):
+    if name in OF_TRANSFORMERS:
+        pytest.importorskip("transformers")
     twin = importlib.import_module(f"{name}_twin").TWIN
     theirs = randomized(twin.theirs())
     sd = theirs.state_dict()
-    template = nnx.eval_shape(twin.ours)
+    template = built(twin.ours)
     binding = js.bind(template, like=sd, **twin.options)
     model = js.load_state_dict(template, sd, binding)
     assert rules_by_hand(twin) <= 5

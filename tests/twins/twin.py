@@ -49,6 +49,14 @@ def randomized(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
+def built(make: Callable[[], nnx.Module]) -> nnx.Module:
+    """An abstract module; only its random state has values, since no file has any."""
+    model = nnx.eval_shape(make)
+    random = nnx.state(model, nnx.RngState)
+    nnx.update(model, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), random))
+    return model
+
+
 def rngs() -> nnx.Rngs:
     return nnx.Rngs(0)
 

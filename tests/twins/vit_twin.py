@@ -36,7 +36,9 @@ class Attention(nnx.Module):
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (linear(WIDTH, WIDTH) for _ in range(4))
 
     def __call__(self, x):
-        return self.o_proj(attend(*(heads(part(x), HEADS) for part in (self.q_proj, self.k_proj, self.v_proj))))
+        return self.o_proj(
+            attend(*(heads(part(x), HEADS) for part in (self.q_proj, self.k_proj, self.v_proj)))
+        )
 
 
 class MLP(nnx.Module):
