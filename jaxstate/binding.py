@@ -213,18 +213,15 @@ class Binding:
         return replace(
             self,
             rules=tuple(rule.like(arrays) for rule in self.rules),
-            order=_merged_order(self.keys, list(state_dict)) if _is_ordered(state_dict) else self.order,
+            order=_merged_order(self.keys, list(state_dict)) if is_ordered(state_dict) else self.order,
             metadata=getattr(state_dict, "_metadata", self.metadata),
         )
 
     def renamed(self, rename: Mapping[str, str]) -> "Binding":
-        """This Binding with a file's names for the model's; what is below a name goes with it.
-
-        Args:
-            rename: patterns, `{"layers_{i}": "encoder.layer.{i}"}` (`jaxstate.renaming`).
+        """This Binding with a file's names for the model's: `{"layers_{i}": "encoder.layer.{i}"}`.
 
         Raises:
-            BindingError: a pattern that fits no key, a key that two entries would have.
+            BindingError: a pattern (`jaxstate.renaming`) that fits no key, a key that two entries get.
         """
         renaming = Renaming(rename)
         renaming.check(self.keys)
@@ -386,7 +383,8 @@ def _loose_ties(rules: Sequence[AnyRule]) -> list[str]:
     ]
 
 
-def _is_ordered(state_dict: Arrays) -> bool:
+def is_ordered(state_dict: Arrays) -> bool:
+    """True unless the entries come from a file that keeps no order."""
     return not hasattr(state_dict, "__metadata__")  # set by io on what a safetensors file held
 
 

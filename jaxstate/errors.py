@@ -100,9 +100,10 @@ def padded_rows(key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> 
     """What to do about rows that only the file has, as of a vocabulary that was padded; "" if it has none.
 
     >>> padded_rows("wte.weight", (16, 4), (11, 4))
-    'If the last 5 rows of "wte.weight" are padding, cut them: state_dict["wte.weight"][:11].'
+    'If the rows of "wte.weight" from 11 on are padding, cut them: state_dict["wte.weight"][:11].'
     """
     rows = found[0] - expected[0] if len(found) == len(expected) == 2 and found[1:] == expected[1:] else 0
     if rows <= 0:
         return ""
-    return f'If the last {rows} rows of "{key}" are padding, cut them: state_dict["{key}"][:{expected[0]}].'
+    count = expected[0]
+    return f'If the rows of "{key}" from {count} on are padding, cut them: state_dict["{key}"][:{count}].'

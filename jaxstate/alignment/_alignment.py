@@ -16,7 +16,7 @@ from jaxstate.alignment._pairing import Decision, Open, pair
 from jaxstate.alignment._patterns import patterns
 from jaxstate.alignment._tree import Shape, tree
 from jaxstate.alignment._words import family, numbers
-from jaxstate.binding import Binding, array_shape
+from jaxstate.binding import Binding, Comparison, array_shape, is_ordered
 from jaxstate.declared import Tied, TorchOnly
 from jaxstate.errors import StateDictError, quoted
 from jaxstate.table import html_table, table
@@ -109,7 +109,7 @@ def align(binding: Binding, state_dict: Mapping[str, Any]) -> Alignment:
     {'layers_{i}.q': 'h.{i}.attn.query'}
     """
     found = {key: shape for key, array in state_dict.items() if (shape := array_shape(array)) is not None}
-    ordered = not hasattr(state_dict, "__metadata__")
+    ordered = is_ordered(state_dict)
     ties = {key for rule in binding.rules if isinstance(rule, Tied) for key in rule.keys}
     whole, part = (_aligned(binding, found, ordered, without) for without in (frozenset(), ties))
     best = whole if whole or not ties or len(whole.pairs) > len(part.pairs) else part
@@ -128,10 +128,21 @@ def aligned(binding: Binding, state_dict: Mapping[str, Any]) -> Binding:
         return binding
     alignment = align(binding, state_dict)
     if not alignment:
-        error = comparison.error()
-        problems = [*error.problems, *alignment.problems]
-        raise StateDictError("the model", error.missing_keys, error.unexpected_keys, problems)
+        raise _error(alignment, comparison)
     return binding.renamed(alignment.rename)
+
+
+def _error(alignment: Alignment, comparison: Comparison) -> StateDictError:
+    """What was not paired; a key that both sides have so is one whose shapes differ."""
+    missing, unexpected = alignment.missing_keys, alignment.unexpected_keys
+    sizes = [m for m in comparison.mismatched if m.key in missing and m.key in unexpected]
+    both = {mismatch.key for mismatch in sizes}
+    problems = [*Comparison(mismatched=tuple(sizes)).error().problems, *alignment.problems]
+    if alignment.pairs:
+        problems.append(f"{len(alignment.pairs)} others are paired: js.align(model, state_dict) shows how.")
+    return StateDictError(
+        "the model", [k for k in missing if k not in both], [k for k in unexpected if k not in both], problems
+    )
 
 
 def _aligned(binding: Binding, found: Mapping[str, Shape], ordered: bool, ties: Any) -> Alignment:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 
 from jaxstate.alignment._tree import Node
 from jaxstate.alignment._words import excluded, family, numbers, words
 
 NEVER = -1e6
-SAME = 1e3  # names that are equal outweigh any number of common words
+SAME = 1e4  # names that are equal outweigh any ending, and a part that is equal any number of words
+PART = 1e2
 
 
 @dataclass(frozen=True)
@@ -56,19 +58,27 @@ def _family(name: str, nodes: Sequence[Node], base: str) -> Family:
 
 
 def score(left: Family, right: Family, ordered: bool) -> float:
-    """How many words two families have in common; NEVER if they cannot be one.
+    """How much of their names two families have in common; NEVER if they cannot be one.
 
     Args:
         ordered: True if the order of the file means something.
     """
     if excluded(left.name, right.name) or not counted_alike(left, right, ordered):
         return NEVER
-    return SAME if left.names == right.names else len(common_words(left, right))
+    if left.names == right.names:
+        return SAME
+    return PART * len(common_ending(left, right)) + len(common_words(left, right))
 
 
 def common_words(left: Family, right: Family) -> frozenset[str]:
     """The words in both names."""
     return words(left.name) & words(right.name)
+
+
+def common_ending(left: Family, right: Family) -> list[str]:
+    """The parts that both names end in, without those that say nothing: "norm", a number."""
+    parts = zip(left.name.split(".")[::-1], right.name.split(".")[::-1], strict=False)
+    return [ours for ours, _ in takewhile(lambda both: both[0] == both[1], parts) if words(ours)]
 
 
 def counted_alike(left: Family, right: Family, ordered: bool) -> bool:

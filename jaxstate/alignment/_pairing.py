@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from jaxstate.alignment._assignment import best
-from jaxstate.alignment._families import NEVER, Family, common_words, families, score, singles
+from jaxstate.alignment._families import NEVER, Family, common_ending, common_words, families, score, singles
 from jaxstate.alignment._tree import Node
 from jaxstate.alignment._words import family, numbers
 
@@ -43,6 +43,7 @@ def pair(left: Node, right: Node, ordered: bool) -> Iterator[Decision | Open]:
         right: the file.
         ordered: True if the order of the file's keys is that of registration.
     """
+    left, right = _unwrapped(left), _unwrapped(right)
     rows, columns = _level(_parts(left), _parts(right))
     found = [
         answer
@@ -65,6 +66,13 @@ def _below(answer: Decision | Open, ordered: bool) -> Iterator[Decision | Open]:
             evidence = tuple(dict.fromkeys((*answer.evidence, *part.evidence)))
             part = Decision(part.left, part.right, evidence)
         yield part
+
+
+def _unwrapped(node: Node) -> Node:
+    """The first module below that holds more than one thing: a wrapper's name tells nothing."""
+    while len(node.children) == 1 and node.children[0].children:
+        node = node.children[0]
+    return node
 
 
 def _parts(node: Node) -> tuple[Node, ...]:
@@ -110,24 +118,34 @@ def _tell(
     if doubtful:
         yield Open(
             tuple(node for i, _ in doubtful for node in ours[i].nodes),
-            _candidates(doubtful, scores, theirs),
+            _candidates(doubtful, scores, theirs, {j for _, j in certain}),
             "nothing in their names tells which is which",
         )
 
 
 def _candidates(
-    doubtful: Sequence[tuple[int, int]], scores: Sequence[Sequence[float]], theirs: Sequence[Family]
+    doubtful: Sequence[tuple[int, int]],
+    scores: Sequence[Sequence[float]],
+    theirs: Sequence[Family],
+    taken: set[int],
 ) -> tuple[Node, ...]:
-    """What the doubtful ones may be as well: all that fits one of them no worse."""
-    fits = [j for j in range(len(theirs)) if any(scores[i][j] >= scores[i][k] for i, k in doubtful)]
+    """What the doubtful ones may be as well: all that is left and fits one of them no worse."""
+    free = [j for j in range(len(theirs)) if j not in taken]
+    fits = [j for j in free if any(scores[i][j] >= scores[i][k] for i, k in doubtful)]
     return tuple(node for j in fits for node in theirs[j].nodes)
 
 
 def _members(one: Family, other: Family) -> Iterator[Decision]:
-    common = " ".join(sorted(common_words(one, other)))
-    evidence = ("name",) if one.names == other.names else (f"words: {common}",) if common else ()
+    evidence = _evidence(one, other)
     for left, right in zip(one.nodes, other.nodes, strict=True):
         yield Decision(left, right, evidence)
+
+
+def _evidence(one: Family, other: Family) -> tuple[str, ...]:
+    if one.names == other.names or common_ending(one, other):
+        return ("name",)
+    common = " ".join(sorted(common_words(one, other)))
+    return (f"words: {common}",) if common else ()
 
 
 def _numbered(

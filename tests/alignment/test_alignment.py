@@ -9,7 +9,7 @@ from flax import nnx
 from torch import nn
 
 import jaxstate as js
-from jaxstate.alignment import align
+from jaxstate.alignment import align, aligned
 
 
 def binding(shapes):
@@ -181,3 +181,25 @@ def test_a_file_of_the_same_names_needs_no_alignment():
 def test_entries_that_are_no_arrays_are_unexpected():
     alignment = align(binding(shapes("a")), {**file(shapes("a")), "config": "adam"})
     assert alignment.unexpected_keys == ("config",) and not alignment
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.module.", "model.transformer."])
+def test_a_wrapper_is_looked_through(prefix):
+    ours = shapes("a", "b", "d.a", "d.b")
+    assert pairs(ours, {prefix + key: shape for key, shape in ours.items()}, ordered=False)
+    assert pairs({prefix + key: shape for key, shape in ours.items()}, ours, ordered=False)
+    head = {"lm_head.weight": (4, 4)}
+    found = pairs({**ours, **head}, {**{prefix + key: shape for key, shape in ours.items()}, **head}, False)
+    assert found == {**{key: prefix + key for key in ours}, "lm_head.weight": "lm_head.weight"}
+
+
+def test_an_error_says_what_could_not_be_paired_and_no_more():
+    ours = {**shapes("q", "k", "head", "a", "b", head=(5, 4))}
+    theirs = {**shapes("query", "key", "head", "x", "y", head=(6, 4))}
+    with pytest.raises(js.StateDictError) as error:
+        aligned(binding(ours), file(theirs))
+    assert error.value.missing_keys == ["a.weight", "b.weight"]
+    assert error.value.unexpected_keys == ["x.weight", "y.weight"]
+    text = str(error.value)
+    assert "size mismatch for head.weight" in text and 'cut them: state_dict["head.weight"][:5]' in text
+    assert 'rename={"a": "x", "b": "y"}' in text and "2 others are paired" in text
