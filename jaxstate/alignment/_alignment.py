@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from jaxstate.alignment._pairing import Decision, Open, pair
 from jaxstate.alignment._patterns import patterns
 from jaxstate.alignment._tree import Shape, tree
-from jaxstate.alignment._words import family, numbers
+from jaxstate.alignment._words import excluded, family, numbers
 from jaxstate.binding import Binding, Comparison, array_shape, is_ordered
 from jaxstate.declared import Tied, TorchOnly
 from jaxstate.errors import StateDictError, quoted
@@ -159,7 +159,7 @@ def _aligned(binding: Binding, found: Mapping[str, Shape], ordered: bool, ties: 
         if isinstance(answer, Decision)
         for kind, key in answer.left.entries.items()
     ]
-    pairs, crossed = _not_crossed(pairs, found)
+    pairs, crossed = _uncontradicted(pairs, found)
     pairs += _followers(pairs, free & set(shapes), extra)
     opened = [_ambiguous(answer) for answer in answers if isinstance(answer, Open)]
     known, taken = {p.key for p in pairs}, {p.file_key for p in pairs}
@@ -172,16 +172,21 @@ def _aligned(binding: Binding, found: Mapping[str, Shape], ordered: bool, ties: 
     )
 
 
-def _not_crossed(pairs: Sequence[Pair], found: Mapping[str, Shape]) -> tuple[list[Pair], list[Ambiguous]]:
-    """Refuse another name for a key that the file has itself, unless the two count differently there."""
+def _uncontradicted(pairs: Sequence[Pair], found: Mapping[str, Shape]) -> tuple[list[Pair], list[Ambiguous]]:
+    """The pairs whose names do not speak against them, and the others.
+
+    Another name is refused for a key that the file has itself, unless the two count differently there.
+    """
     counts = [_counts(p.key for p in pairs), _counts(found)]
-    odd = [
-        p
-        for p in pairs
-        if p.key != p.file_key and p.key in found and counts[0][family(p.key)] == counts[1].get(family(p.key))
+    named = {p for p in pairs if p.key != p.file_key and p.key in found}
+    taken = {p for p in named if counts[0][family(p.key)] == counts[1].get(family(p.key))}
+    opposed = {p for p in pairs if excluded(p.key, p.file_key)} - taken
+    reasons = [
+        (taken, "its shapes are those, but the file has an entry of its own name"),
+        (opposed, "their shapes agree, but the names exclude each other"),
     ]
-    why = "its shapes are those, but the file has an entry of its own name"
-    return [p for p in pairs if p not in odd], [Ambiguous((p.key,), (p.file_key,), why) for p in odd]
+    odd = [Ambiguous((p.key,), (p.file_key,), why) for group, why in reasons for p in pairs if p in group]
+    return [p for p in pairs if p not in taken | opposed], odd
 
 
 def _counts(keys: Any) -> dict[str, set[tuple[int, ...]]]:

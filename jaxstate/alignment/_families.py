@@ -63,22 +63,26 @@ def score(left: Family, right: Family, ordered: bool) -> float:
     Args:
         ordered: True if the order of the file means something.
     """
-    if excluded(left.name, right.name) or not counted_alike(left, right, ordered):
+    if excluded(left.name, right.name) or not counted_alike(left, right, ordered) or _renamed(left, right):
         return NEVER
     if left.names == right.names:
         return SAME
-    return PART * len(common_ending(left, right)) + len(common_words(left, right))
-
-
-def common_words(left: Family, right: Family) -> frozenset[str]:
-    """The words in both names."""
-    return words(left.name) & words(right.name)
+    return PART * len(common_ending(left, right)) + len(words(left.name) & words(right.name))
 
 
 def common_ending(left: Family, right: Family) -> list[str]:
     """The parts that both names end in, without those that say nothing: "norm", a number."""
-    parts = zip(left.name.split(".")[::-1], right.name.split(".")[::-1], strict=False)
+    names = (f.name if len(f.nodes) > 1 else f.names[0] for f in (left, right))
+    parts = zip(*(name.split(".")[::-1] for name in names), strict=False)
     return [ours for ours, _ in takewhile(lambda both: both[0] == both[1], parts) if words(ours)]
+
+
+def _renamed(left: Family, right: Family) -> bool:
+    """True for "norm1" and "norm2": there the number is a part of the name, in "layers.1" it is a place."""
+    if len(left.nodes) > 1 or left.name != right.name:
+        return False
+    parts = zip(left.names[0].split("."), right.names[0].split("."), strict=True)
+    return any(ours != theirs and not ours.isdigit() for ours, theirs in parts)
 
 
 def counted_alike(left: Family, right: Family, ordered: bool) -> bool:

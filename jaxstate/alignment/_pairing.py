@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import chain
 
 from jaxstate.alignment._assignment import best
-from jaxstate.alignment._families import NEVER, Family, common_ending, common_words, families, score, singles
+from jaxstate.alignment._families import NEVER, SAME, Family, common_ending, families, score, singles
 from jaxstate.alignment._tree import Node
-from jaxstate.alignment._words import family, numbers
+from jaxstate.alignment._words import family, numbers, words
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _tell(
             break
     for i, j in certain:
         if scores[i][j] > NEVER:
-            yield from _members(ours[i], theirs[j])
+            yield from _members(ours[i], theirs[j], _evidence(ours[i], theirs[j], _stands_out(i, j, scores)))
     doubtful = [(i, j) for i, j in others if scores[i][j] > NEVER]
     if doubtful:
         yield Open(
@@ -135,17 +135,29 @@ def _candidates(
     return tuple(node for j in fits for node in theirs[j].nodes)
 
 
-def _members(one: Family, other: Family) -> Iterator[Decision]:
-    evidence = _evidence(one, other)
+def _members(one: Family, other: Family, evidence: tuple[str, ...]) -> Iterator[Decision]:
     for left, right in zip(one.nodes, other.nodes, strict=True):
         yield Decision(left, right, evidence)
 
 
-def _evidence(one: Family, other: Family) -> tuple[str, ...]:
+def _evidence(one: Family, other: Family, stands_out: bool) -> tuple[str, ...]:
+    """What the names say. Common words count if they are all of one name, or if no other pair has as many:
+    the word in "cls_token" and "mask_token" is none."""
     if one.names == other.names or common_ending(one, other):
         return ("name",)
-    common = " ".join(sorted(common_words(one, other)))
-    return (f"words: {common}",) if common else ()
+    ours, theirs = words(one.name), words(other.name)
+    common = ours & theirs
+    told = common and (stands_out or common in (ours, theirs))
+    return (f"words: {' '.join(sorted(common))}",) if told else ()
+
+
+def _stands_out(i: int, j: int, scores: Sequence[Sequence[float]]) -> bool:
+    """True if a pair's score is above all others of its row and its column, names that are equal left out."""
+    same = [(a, b) for a, row in enumerate(scores) for b, value in enumerate(row) if value >= SAME]
+    rows, columns = ({pair[side] for pair in same} for side in (0, 1))
+    others = [scores[i][b] for b in range(len(scores[0])) if b != j and b not in columns]
+    others += [scores[a][j] for a in range(len(scores)) if a != i and a not in rows]
+    return bool(others) and scores[i][j] > max(others)
 
 
 def _numbered(

@@ -33,6 +33,7 @@ _SAME = {
     "backward": "bwd bw reverse",
     "source": "src",
     "target": "tgt trg",
+    "vision": "visual image",
     "final": "f last",
     "layer": "block blk",
     "proj": "projection project",
@@ -62,6 +63,8 @@ _OPPOSITES = [
         "student teacher",
         "actor critic",
         "generator discriminator",
+        "text vision audio",
+        "online momentum",
     )
 ]
 

@@ -89,6 +89,11 @@ def test_equal_shapes_are_told_apart_by_names(names, ordered):
         ([f"h.{n}" for n in range(4)], ["x.0", "x.1", "y.0", "y.1"]),  # a list, and two lists
         (["key", "query"], ["query", "value"]),  # query is there, key is not
         (["a", "b", "c"], ["x", "y"]),
+        (["text.q", "text.k"], ["vision.q", "vision.k"]),  # two towers that are built alike
+        (["conv", "adapter1"], ["conv", "adapter2"]),  # a number that is a part of a name
+        (["adapter1", "adapter2"], ["adapter2", "adapter3"]),
+        (["cls_token", "q"], ["q", "mask_token"]),  # one word of two, and in another place
+        (["cls_token", "dist_token", "q"], ["cls_token", "q", "mask_token"]),
         (["a"], ["x", "y"]),
     ],
 )
