@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from jaxstate.alignment._tree import Node
-from jaxstate.alignment._words import excluded, family, numbers, words
+from jaxstate.alignment._words import common_words, excluded, family, numbers, words
 
 NEVER = -1e6
 SAME = 1e4  # names that are equal outweigh any ending, and a part that is equal any number of words
@@ -67,7 +67,7 @@ def score(left: Family, right: Family, ordered: bool) -> float:
         return NEVER
     if left.names == right.names:
         return SAME
-    return PART * len(common_ending(left, right)) + len(words(left.name) & words(right.name))
+    return PART * len(common_ending(left, right)) + len(common_words(left.name, right.name))
 
 
 def common_ending(left: Family, right: Family) -> list[str]:

@@ -14,7 +14,7 @@ from itertools import chain
 from jaxstate.alignment._assignment import best
 from jaxstate.alignment._families import NEVER, SAME, Family, common_ending, families, score, singles
 from jaxstate.alignment._tree import Node
-from jaxstate.alignment._words import family, numbers, words
+from jaxstate.alignment._words import common_words, family, numbers, words
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ def pair(left: Node, right: Node, ordered: bool) -> Iterator[Decision | Open]:
     decisions = _numbered([a for a in found if isinstance(a, Decision)], rows, columns, left, right)
     yield from (answer for answer in found if isinstance(answer, Open))
     for decision in decisions:
-        yield from _below(_in_order(decision, decisions, ordered), ordered)
+        alone = len(rows) == len(columns) == 1
+        most = bool(decision.left.children) and 2 * decision.left.size > left.size
+        evident = ("alone",) if alone else ("most layers",) if most else ()
+        yield from _below(_told_by_shapes(decision, decisions, ordered, evident), ordered)
 
 
 def _below(answer: Decision | Open, ordered: bool) -> Iterator[Decision | Open]:
@@ -146,7 +149,7 @@ def _evidence(one: Family, other: Family, stands_out: bool) -> tuple[str, ...]:
     if one.names == other.names or common_ending(one, other):
         return ("name",)
     ours, theirs = words(one.name), words(other.name)
-    common = ours & theirs
+    common = common_words(one.name, other.name)
     told = common and (stands_out or common in (ours, theirs))
     return (f"words: {' '.join(sorted(common))}",) if told else ()
 
@@ -185,18 +188,18 @@ def _rise_together(group: Sequence[Decision]) -> bool:
     return here == there
 
 
-def _in_order(decision: Decision, siblings: Sequence[Decision], ordered: bool) -> Decision | Open:
-    """A pair that only its shapes tell needs more: to be alone, or in one order with all its siblings."""
-    if decision.evidence:
-        return decision
+def _told_by_shapes(
+    decision: Decision, siblings: Sequence[Decision], ordered: bool, evident: tuple[str, ...]
+) -> Decision | Open:
+    """A pair that only its shapes tell needs more: to be in one order with its siblings, or to be evident."""
+    if evidence := decision.evidence or evident:
+        return Decision(decision.left, decision.right, evidence)
     others = [d for d in siblings if d is not decision]
-    sides = [
-        (d.left.position < decision.left.position, d.right.position < decision.right.position) for d in others
+    turned = [
+        (d.left.position < decision.left.position) != (d.right.position < decision.right.position)
+        for d in others
     ]
-    if others and not ordered:
-        return Open(
-            (decision.left,), (decision.right,), "only their shapes agree, and the file keeps no order"
-        )
-    if any(ours != theirs for ours, theirs in sides):
-        return Open((decision.left,), (decision.right,), "only their shapes agree, and they stand elsewhere")
-    return Decision(decision.left, decision.right, ("order",) if others else ("alone",))
+    if ordered and others and not any(turned):
+        return Decision(decision.left, decision.right, ("order",))
+    why = "they stand elsewhere" if ordered and others else "no order says more"
+    return Open((decision.left,), (decision.right,), f"only their shapes agree, and {why}")

@@ -45,6 +45,8 @@ _CANON |= {"wte": ("token", "embedding"), "wpe": ("position", "embedding")}
 # What a layer is, or where lists of layers stand: so common that it tells nothing apart.
 _COMMON = frozenset("norm linear conv embedding layer proj module model stage net h c".split())
 
+_WHERE = frozenset("before after input output first final".split())
+
 # A name with one of these words is not a name with another one of the same line.
 _OPPOSITES = [
     frozenset(line.split())
@@ -77,6 +79,19 @@ def words(name: str) -> frozenset[str]:
     (['attention', 'query'], ['attention', 'encoder', 'query', 'self'])
     """
     return _all_words(name) - _COMMON
+
+
+def common_words(left: str, right: str) -> frozenset[str]:
+    """The words in both names; none if only one says where it stands: "post_attention_norm" comes after
+    the attention, and an "attention_norm" before it, as some have it.
+
+    >>> common_words("attn.q", "attention.query") == {"attention", "query"}
+    True
+    >>> common_words("post_attention_norm", "attention_norm")
+    frozenset()
+    """
+    a, b = words(left), words(right)
+    return frozenset() if (a ^ b) & _WHERE else a & b
 
 
 def excluded(left: str, right: str) -> bool:

@@ -63,7 +63,7 @@ NAMES = [
     {"q": "query", "k": "key", "v": "value", "out": "output.dense"},
     {"conv1": "0", "conv2": "3"},
     {"encoder": "enc", "decoder": "dec"},
-    {"attn_norm": "attention.output.LayerNorm", "mlp_norm": "ffn.LayerNorm"},
+    {"attn_norm": "attention.LayerNorm", "mlp_norm": "ffn.LayerNorm"},
     {"ln_pre": "norm_before", "ln_post": "norm_after"},
     {f"layers_{n}": f"h.{n}" for n in range(12)},
     {f"layers_{n}": f"h.{n + 1}" for n in range(12)},
@@ -92,6 +92,7 @@ def test_equal_shapes_are_told_apart_by_names(names, ordered):
         (["text.q", "text.k"], ["vision.q", "vision.k"]),  # two towers that are built alike
         (["conv", "adapter1"], ["conv", "adapter2"]),  # a number that is a part of a name
         (["adapter1", "adapter2"], ["adapter2", "adapter3"]),
+        (["input_norm", "post_attention_norm"], ["attention_norm", "ffn_norm"]),
         (["cls_token", "q"], ["q", "mask_token"]),  # one word of two, and in another place
         (["cls_token", "dist_token", "q"], ["cls_token", "q", "mask_token"]),
         (["a"], ["x", "y"]),
