@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jaxstate.alignment._pairing import Decision, Open, pair
 from jaxstate.alignment._patterns import patterns
-from jaxstate.alignment._tree import Shape, tree
+from jaxstate.alignment._tree import Shape, split, tree
 from jaxstate.alignment._words import excluded, family, numbers
 from jaxstate.binding import Binding, Comparison, array_shape, is_ordered
 from jaxstate.declared import Tied, TorchOnly
@@ -151,7 +151,7 @@ def _aligned(binding: Binding, found: Mapping[str, Shape], ordered: bool, ties: 
     names = {key.rpartition(".")[2] for key in free}
     shapes = {key: shape for key, shape in binding.shapes.items() if key not in ties}
     extra = {key for key in found if key.rpartition(".")[2] in names}
-    ours, theirs = tree(shapes, free), tree(found, extra)
+    ours, theirs = tree(shapes, free, _said(binding)), tree(found, extra)
     answers = list(pair(ours, theirs, ordered)) if ours.children and theirs.children else []
     pairs = [
         Pair(key, answer.right.entries[kind], shapes[key], answer.evidence)
@@ -170,6 +170,13 @@ def _aligned(binding: Binding, found: Mapping[str, Shape], ordered: bool, ties: 
         tuple(key for key in shapes if key not in known and key not in free),
         tuple(key for key in found if key not in taken),
     )
+
+
+def _said(binding: Binding) -> frozenset[str]:
+    """Keys of layers that the model calls otherwise: it was said in a Rule, or in `rename=`."""
+    own = [(rule.keys, {part for path in rule.paths for part in path.split(".")}) for rule in binding.rules]
+    last = lambda key: split(key)[0].rpartition(".")[2]  # noqa: E731
+    return frozenset(key for keys, parts in own for key in keys if parts and last(key) not in parts | {""})
 
 
 def _uncontradicted(pairs: Sequence[Pair], found: Mapping[str, Shape]) -> tuple[list[Pair], list[Ambiguous]]:

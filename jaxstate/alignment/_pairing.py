@@ -147,7 +147,7 @@ def _evidence(one: Family, other: Family, stands_out: bool) -> tuple[str, ...]:
     """What the names say. Common words count if they are all of one name, or if no other pair has as many:
     the word in "cls_token" and "mask_token" is none."""
     if one.names == other.names or common_ending(one, other):
-        return ("name",)
+        return ("said",) if all(node.said for node in one.nodes) else ("name",)
     ours, theirs = words(one.name), words(other.name)
     common = common_words(one.name, other.name)
     told = common and (stands_out or common in (ours, theirs))
@@ -191,7 +191,10 @@ def _rise_together(group: Sequence[Decision]) -> bool:
 def _told_by_shapes(
     decision: Decision, siblings: Sequence[Decision], ordered: bool, evident: tuple[str, ...]
 ) -> Decision | Open:
-    """A pair that only its shapes tell needs more: to be in one order with its siblings, or to be evident."""
+    """A pair that only its shapes tell needs more: to be evident, or in one order with its siblings.
+
+    Where siblings have one name in model and file, another name is no other word for the same thing.
+    """
     if evidence := decision.evidence or evident:
         return Decision(decision.left, decision.right, evidence)
     others = [d for d in siblings if d is not decision]
@@ -199,7 +202,10 @@ def _told_by_shapes(
         (d.left.position < decision.left.position) != (d.right.position < decision.right.position)
         for d in others
     ]
-    if ordered and others and not any(turned):
+    named = any("name" in d.evidence for d in others)
+    if ordered and others and not named and not any(turned):
         return Decision(decision.left, decision.right, ("order",))
-    why = "they stand elsewhere" if ordered and others else "no order says more"
+    why = "no order says more"
+    if ordered and others:
+        why = "they stand elsewhere" if any(turned) else "their neighbours go by one name where these do not"
     return Open((decision.left,), (decision.right,), f"only their shapes agree, and {why}")

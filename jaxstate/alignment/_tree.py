@@ -6,7 +6,7 @@ torch calls it, and its shape is torch's.
 
 from collections import Counter
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Shape = tuple[int, ...]
 
@@ -34,6 +34,7 @@ class Node:
         position: where its first entry stands in the state_dict.
         children: its modules; none for a layer.
         entries: the keys of a layer by their kind; none for a module.
+        said: True if the model's caller chose its name, which then tells nothing of its neighbours'.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Node:
     position: int
     children: tuple["Node", ...] = ()
     entries: Mapping[str, str] = field(default_factory=dict)
+    said: bool = False
 
     @property
     def size(self) -> int:
@@ -64,12 +66,15 @@ def split(key: str) -> tuple[str, str]:
     return (layer, kind) if kind else (key, "")
 
 
-def tree(shapes: Mapping[str, Shape], without: Collection[str] = ()) -> Node:
+def tree(
+    shapes: Mapping[str, Shape], without: Collection[str] = (), said: frozenset[str] = frozenset()
+) -> Node:
     """The tree of a state_dict's keys and shapes.
 
     Args:
         shapes: torch's shape of each key, in order.
         without: keys to leave out.
+        said: keys whose names the caller chose.
     """
     layers: dict[str, dict[str, str]] = {}
     for key in shapes:
@@ -80,7 +85,8 @@ def tree(shapes: Mapping[str, Shape], without: Collection[str] = ()) -> Node:
             layers.setdefault(name, {})[kind] = key
     place = {key: n for n, key in enumerate(shapes)}
     leaves = [_leaf(name, entries, shapes, place) for name, entries in layers.items()]
-    return _module("", leaves)
+    chosen = [replace(leaf, said=not said.isdisjoint(leaf.entries.values())) for leaf in leaves]
+    return _module("", chosen)
 
 
 def _leaf(
@@ -103,4 +109,6 @@ def _module(name: str, leaves: list[Node]) -> Node:
     counts = Counter()
     for child in children:
         counts.update(dict(child.profile))
-    return Node(name, frozenset(counts.items()), min((c.position for c in children), default=0), children)
+    first = min((child.position for child in children), default=0)
+    said = all(child.said for child in children)
+    return Node(name, frozenset(counts.items()), first, children, said=said)

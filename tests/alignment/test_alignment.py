@@ -109,6 +109,13 @@ def test_a_shape_alone_tells_nothing_without_an_order():
     assert pairs(ours, dict(reversed(theirs.items()))) is None
 
 
+def test_where_neighbours_have_one_name_another_name_is_another_thing():
+    ours, theirs = shapes("body", "score", score=(2, 4)), shapes("body", "value", value=(2, 4))
+    alignment = align(binding(ours), file(theirs))
+    assert [p.key for p in alignment.pairs] == ["body.weight"]
+    assert "their neighbours go by one name where these do not" in alignment.problems[0]
+
+
 def test_a_name_that_both_have_is_not_given_to_another():
     ours, theirs = shapes("fc1", "fc2", fc1=(8, 4), fc2=(4, 8)), shapes("fc1", "fc2", fc1=(4, 8), fc2=(8, 4))
     assert pairs(ours, theirs) is None
