@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from flax import nnx
+from flax import linen, nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -137,3 +137,15 @@ def test_a_model_takes_a_file_whose_names_are_others():
     np.testing.assert_allclose(model["b"](model["a"](x)), expected, rtol=1e-5)
     assert list(js.state_dict(model, binding)) == list(sd)
     assert jax.tree.all(jax.tree.map(lambda a: a.dtype == "float32", js.state_dict(model, binding)))
+
+
+def test_a_linen_model_is_renamed_by_its_own_names():
+    model = linen.Sequential([linen.Dense(4), linen.relu, linen.Dense(2)])
+    theirs = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    sd = torch.nn.ModuleDict({"body": theirs}).state_dict()
+    x = np.float32([[1, -2, 3]])
+    binding = js.bind(model, x, rename={"{i}": "body.{i}"}, like=sd)
+    assert js.bind(model, x, like=sd) == binding  # a wrapper is looked through
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    found = model.apply(js.load_state_dict(variables, sd, binding), x)
+    np.testing.assert_allclose(found, theirs(torch.from_numpy(x)).detach().numpy(), rtol=1e-5, atol=1e-6)

@@ -198,10 +198,7 @@ def _told_by_shapes(
     if evidence := decision.evidence or evident:
         return Decision(decision.left, decision.right, evidence)
     others = [d for d in siblings if d is not decision]
-    turned = [
-        (d.left.position < decision.left.position) != (d.right.position < decision.right.position)
-        for d in others
-    ]
+    turned = [_side(d.left, decision.left) != _side(d.right, decision.right) for d in others]
     named = any("name" in d.evidence for d in others)
     if ordered and others and not named and not any(turned):
         return Decision(decision.left, decision.right, ("order",))
@@ -209,3 +206,8 @@ def _told_by_shapes(
     if ordered and others:
         why = "they stand elsewhere" if any(turned) else "their neighbours go by one name where these do not"
     return Open((decision.left,), (decision.right,), f"only their shapes agree, and {why}")
+
+
+def _side(one: Node, other: Node) -> tuple[bool, bool]:
+    """Where one node stands to another: before it, behind it, around it."""
+    return one.position < other.position, one.last < other.position

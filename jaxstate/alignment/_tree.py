@@ -32,6 +32,7 @@ class Node:
         name: its dotted name from the root.
         profile: the layers below, each as its kinds of entries and their shapes, with their count.
         position: where its first entry stands in the state_dict.
+        last: where its last one does.
         children: its modules; none for a layer.
         entries: the keys of a layer by their kind; none for a module.
         said: True if the model's caller chose its name, which then tells nothing of its neighbours'.
@@ -40,6 +41,7 @@ class Node:
     name: str
     profile: frozenset[tuple[tuple[tuple[str, Shape], ...], int]]
     position: int
+    last: int
     children: tuple["Node", ...] = ()
     entries: Mapping[str, str] = field(default_factory=dict)
     said: bool = False
@@ -93,7 +95,8 @@ def _leaf(
     name: str, entries: Mapping[str, str], shapes: Mapping[str, Shape], place: Mapping[str, int]
 ) -> Node:
     kinds = tuple(sorted((kind, shapes[key]) for kind, key in entries.items()))
-    return Node(name, frozenset({(kinds, 1)}), min(place[key] for key in entries.values()), entries=entries)
+    places = [place[key] for key in entries.values()]
+    return Node(name, frozenset({(kinds, 1)}), min(places), max(places), entries=entries)
 
 
 def _module(name: str, leaves: list[Node]) -> Node:
@@ -110,5 +113,6 @@ def _module(name: str, leaves: list[Node]) -> Node:
     for child in children:
         counts.update(dict(child.profile))
     first = min((child.position for child in children), default=0)
+    last = max((child.last for child in children), default=0)
     said = all(child.said for child in children)
-    return Node(name, frozenset(counts.items()), first, children, said=said)
+    return Node(name, frozenset(counts.items()), first, last, children, said=said)

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import jaxstate as js
@@ -92,3 +92,17 @@ def test_in_another_order(found, random, known):
     if known:
         file.__metadata__ = {}  # as of a safetensors file
     _check(keys, file)
+
+
+@settings(max_examples=60, deadline=None)
+@given(layers(1), st.randoms(), st.booleans())
+def test_a_layer_that_is_another_one_elsewhere_is_not_taken_for_it(found, random, known):
+    """The file lacks one layer of the model, and has one of the same shapes in another place."""
+    lost, place = random.randrange(len(found)), random.randrange(len(found))
+    rest = [(theirs, entries) for n, (_, theirs, entries) in enumerate(found) if n != lost]
+    assume(place != lost and _entries(found))
+    rest.insert(place, ("zulu", found[lost][2]))
+    file = OrderedDict((_join(name, e), np.empty(shape)) for name, d in rest for e, shape in d.items())
+    if known:
+        file.__metadata__ = {}
+    assert not align(_binding({ours: shape for ours, _, shape in _entries(found)}), file)
