@@ -49,6 +49,26 @@ LLAMA_OF_META = [
     (r"post_attention_layernorm", "ffn_norm"),
     (r"lm_head", "output"),
 ]
+WHISPER_OF_OPENAI = [
+    (r"^model\.", ""),
+    (r"embed_positions\.weight", "positional_embedding"),
+    (r"embed_tokens", "token_embedding"),
+    (r"\.layers\.", ".blocks."),
+    (r"self_attn\.([kqv])_proj", r"attn.\1"),
+    (r"encoder_attn\.([kqv])_proj", r"cross_attn.\1"),
+    (r"attn\.q\.", "attn.query."),
+    (r"attn\.k\.", "attn.key."),
+    (r"attn\.v\.", "attn.value."),
+    (r"self_attn\.out_proj", "attn.out"),
+    (r"encoder_attn\.out_proj", "cross_attn.out"),
+    (r"self_attn_layer_norm", "attn_ln"),
+    (r"encoder_attn_layer_norm", "cross_attn_ln"),
+    (r"final_layer_norm", "mlp_ln"),
+    (r"fc1", "mlp.0"),
+    (r"fc2", "mlp.2"),
+    (r"^encoder\.layer_norm", "encoder.ln_post"),
+    (r"^decoder\.layer_norm", "decoder.ln"),
+]
 GPT2_COMPILED = [(r"^", "_orig_mod.")]
 
 
@@ -125,3 +145,19 @@ def test_the_norm_before_attention_is_not_that_behind_it():
         js.StateDictError, match="post_attention_layernorm.* may be .*attention_norm.*ffn_norm"
     ):
         js.bind(built(twin.ours), like=file)
+
+
+def test_a_head_that_the_file_lacks_and_parameters_of_another_kind():
+    """OpenAI's file has no head beside the embedding, and positions that are no Embedding."""
+    twin, file, truth = case("whisper", WHISPER_OF_OPENAI)
+    del file[truth["proj_out.weight"]]
+    model, places = built(twin.ours), {p: f"{p}.positional_embedding" for p in ("encoder", "decoder")}
+    said = {f"model.{p}.embed_positions.weight": to for p, to in places.items()}
+    alignment = js.align(model, file)
+    assert {p.key: p.file_key for p in alignment.pairs}.items() <= truth.items()
+    assert {*alignment.unexpected_keys} >= {*places.values()}
+    said["model.encoder.layer_norm"] = "encoder.ln_post"
+    binding = js.bind(model, rename=said, like=file)
+    loaded = js.state_dict(js.load_state_dict(model, file, binding), binding)
+    assert loaded["proj_out.weight"].tobytes() == file["decoder.token_embedding.weight"].numpy().tobytes()
+    assert set(loaded) == {*file, "proj_out.weight"}
