@@ -5,10 +5,12 @@ from jaxstate import containers as containers
 from jaxstate import optim as optim
 from jaxstate import orbax as orbax
 from jaxstate import testing as testing
+from jaxstate.alignment import Alignment as Alignment
 from jaxstate.binding import Binding as Binding
-from jaxstate.binding import Comparison as Comparison
+from jaxstate.comparison import Comparison as Comparison
 from jaxstate.containers import Checkpoint as Checkpoint
 from jaxstate.containers import load_checkpoint as load_checkpoint
+from jaxstate.convert import align as align
 from jaxstate.convert import bind as bind
 from jaxstate.convert import load_state_dict as load_state_dict
 from jaxstate.convert import state_dict as state_dict

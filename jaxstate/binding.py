@@ -14,10 +14,12 @@ from functools import cached_property
 from typing import Any
 
 from jaxstate.blocks import Blocks
+from jaxstate.comparison import Comparison
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
-from jaxstate.errors import BindingError, Mismatch, StateDictError, near_names, quoted, size_mismatch
+from jaxstate.errors import BindingError, Mismatch, near_names, quoted
 from jaxstate.foreign import without_tensors
 from jaxstate.lazy import Made
+from jaxstate.renaming import Renaming
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
 from jaxstate.running import Running
@@ -28,32 +30,6 @@ from jaxstate.template import registration_order
 COLUMNS = ("torch key", "path", "layout", "shape", "dtype")
 
 AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum | Spectral | Running | Blocks
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How a state_dict fits a Binding: torch's three lists, and what else does not fit.
-
-    True if everything does. Printed, it reads as `load_state_dict` would have complained.
-    """
-
-    missing_keys: tuple[str, ...] = ()
-    unexpected_keys: tuple[str, ...] = ()
-    mismatched: tuple[Mismatch, ...] = ()
-    problems: tuple[str, ...] = ()
-    untouched_keys: tuple[str, ...] = ()  # the model's, outside the patterns asked for
-    ignored_keys: tuple[str, ...] = ()  # the file's, outside the patterns asked for
-
-    def __bool__(self) -> bool:
-        return not (self.missing_keys or self.unexpected_keys or self.mismatched or self.problems)
-
-    def error(self, name: str = "the model") -> StateDictError:
-        """The one error that says all of it."""
-        sizes = [size_mismatch(key, found, expected) for key, found, expected in self.mismatched]
-        return StateDictError(name, self.missing_keys, self.unexpected_keys, [*sizes, *self.problems])
-
-    def __str__(self) -> str:
-        return "<All keys matched successfully>" if self else str(self.error())
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -206,9 +182,20 @@ class Binding:
         return replace(
             self,
             rules=tuple(rule.like(arrays) for rule in self.rules),
-            order=_merged_order(self.keys, list(state_dict)) if _is_ordered(state_dict) else self.order,
+            order=_merged_order(self.keys, list(state_dict)) if is_ordered(state_dict) else self.order,
             metadata=getattr(state_dict, "_metadata", self.metadata),
         )
+
+    def renamed(self, rename: Mapping[str, str]) -> "Binding":
+        """This Binding with a file's names for the model's: `{"layers_{i}": "encoder.layer.{i}"}`.
+
+        Raises:
+            BindingError: a pattern (`jaxstate.renaming`) that fits no key, a key that two entries get.
+        """
+        renaming = Renaming(rename)
+        renaming.check(self.keys)
+        rules = tuple(rule.rekeyed(renaming.family) for rule in self.rules)
+        return Binding(rules, tuple(renaming(key) for key in self.order))
 
     def only(self, pattern: str | Sequence[str]) -> "Binding":
         """The rules whose every key matches a pattern (`fnmatch`: `*` crosses dots).
@@ -365,7 +352,8 @@ def _loose_ties(rules: Sequence[AnyRule]) -> list[str]:
     ]
 
 
-def _is_ordered(state_dict: Arrays) -> bool:
+def is_ordered(state_dict: Arrays) -> bool:
+    """True unless the entries come from a file that keeps no order."""
     return not hasattr(state_dict, "__metadata__")  # set by io on what a safetensors file held
 
 

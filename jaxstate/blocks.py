@@ -14,7 +14,7 @@ import numpy as np
 from jaxstate.declared import kept_arrays, same_bits
 from jaxstate.errors import BindingError
 from jaxstate.foreign import as_numpy
-from jaxstate.rule import Arrays, Entry
+from jaxstate.rule import Arrays, Entry, Rename
 
 Slices = tuple[tuple[int, int], ...]  # start and stop for each axis
 
@@ -123,6 +123,15 @@ class Blocks(Entry):
             blocks=tuple(b._replace(key=key + b.key, path=path + b.path) for b in self.blocks),
             offsets=tuple((path + name, *rest) for name, *rest in self.offsets),
             leaf_paths={path + name: shape for name, shape in self.leaf_paths.items()},
+        )
+
+    def rekeyed(self, rename: Rename) -> "Blocks":
+        to = {key: rename(key, {}) for key in self.keys}
+        return replace(
+            self,
+            arrays={to[key]: shape for key, shape in self.arrays.items()},
+            blocks=tuple(b._replace(key=to[b.key]) for b in self.blocks),
+            kept={to[key]: array for key, array in self.kept.items()},
         )
 
     def stacked(self, key: str, path: str, axis: str, values: Sequence[str | int], position: int) -> Any:

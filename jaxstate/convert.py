@@ -14,6 +14,8 @@ from jaxstate.adapters import adapter_of
 from jaxstate.adapters._flattening import with_flattens
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import rules_of
+from jaxstate.alignment import Alignment, aligned
+from jaxstate.alignment import align as align_binding
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
@@ -24,6 +26,7 @@ def bind(
     model: Any,
     *inputs: Any,
     like: Mapping[str, Any] | None = None,
+    rename: Mapping[str, str] | None = None,
     rules: Sequence[AnyRule] = (),
     layers: Mapping[type, Callable[[Any], Sequence[AnyRule]]] | None = None,
     attention: str | None = None,
@@ -43,9 +46,13 @@ def bind(
             (unbound) or what `hk.transform` returns, with example inputs; a pytree, with `rules` or `as_is`.
         *inputs: example inputs of the model's call, with which it is traced. They tell a Linen module's
             layers, and where a model flattens images, whose axes torch has in another order.
-        like: a state_dict of the same model, for what only a file knows (`Binding.like`).
+        like: a state_dict of the same model, for what only a file knows (`Binding.like`). If it has other
+            names than the model, they are paired on evidence (`js.align` shows it), or refused.
+        rename: the file's names for the model's, as patterns: `{"layers_{i}": "encoder.layer.{i}"}`; what
+            is below a name goes with it. All other arguments speak of the model's own names.
         rules: Rules for single leaves, in place of what would be read; paths from the model's root.
         layers: for a class of modules, a function from such a module to its Rules, names relative to it.
+            A class of your own can have them itself, as a method `torch_rules(self)`.
         attention: "packed" for torch.nn.MultiheadAttention, "separate" for four Linear layers; by default
             the first where torch's module can hold the weights.
         multilayer: names (patterns) of lists of RNNs that are the layers of one torch RNN, LSTM or GRU.
@@ -92,7 +99,22 @@ def bind(
     reading = adapter_of(model).read(model, options)
     read = with_flattens(rules_of(reading, options), reading, options)
     binding = Binding(tuple(read)).of(reading.leaves)
-    return binding if like is None else binding.like(like)
+    if rename is not None:
+        binding = binding.renamed(rename)
+    return binding if like is None else aligned(binding, like).like(like)
+
+
+def align(model: Any, state_dict: Mapping[str, Any], binding: Binding | None = None) -> Alignment:
+    """Which keys of a file a model's keys are, where the names differ, and on what evidence: a table.
+
+    `bind(model, like=state_dict)` makes use of it if it is complete. Nothing is raised for what is not.
+
+    Args:
+        model: as for `bind`.
+        state_dict: the file's arrays by torch's keys.
+        binding: the model's, in its own names; needed where the model does not tell its layers.
+    """
+    return align_binding(bind(model) if binding is None else binding, state_dict)
 
 
 def state_dict(

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.foreign import as_numpy
-from jaxstate.rule import Arrays, Entry, Rule
+from jaxstate.rule import Arrays, Entry, Rename, Rule
 from jaxstate.template import names
 
 Values = Mapping[str, Sequence[str | int]]
@@ -58,6 +58,9 @@ class Tied(Entry):
 
     def at(self, key: str, path: str) -> "Tied":
         return replace(self, key=key + self.key, to=key + self.to)
+
+    def rekeyed(self, rename: Rename) -> "Tied":
+        return replace(self, key=rename(self.key, self.axes), to=rename(self.to, self.axes))
 
     def stacked(self, key: str, path: str, axis: str, values: Sequence[str | int], position: int) -> "Tied":
         return replace(self.at(key, path), axes={axis: tuple(values), **self.axes})
@@ -121,6 +124,11 @@ class TorchOnly(Entry):
     def at(self, key: str, path: str) -> "TorchOnly":
         return replace(self, key=key + self.key)
 
+    def rekeyed(self, rename: Rename) -> "TorchOnly":
+        new = replace(self, key=rename(self.key, self.axes))
+        kept = {to: self.kept[key] for key, to in zip(self.keys, new.keys, strict=True) if key in self.kept}
+        return replace(new, kept=kept)
+
     def stacked(
         self, key: str, path: str, axis: str, values: Sequence[str | int], position: int
     ) -> "TorchOnly":
@@ -164,6 +172,9 @@ class JaxOnly(Entry):
         if np.all(np.asarray(leaves[self.path]) == self.value):
             return []
         return [f"leaf {self.path} is not {self.value} everywhere, and torch's module has no entry for it"]
+
+    def rekeyed(self, rename: Rename) -> "JaxOnly":
+        return self
 
     def at(self, key: str, path: str) -> "JaxOnly":
         return replace(self, path=path + self.path)
@@ -259,6 +270,11 @@ class Sum(Entry):
 
     def at(self, key: str, path: str) -> "Sum":
         return replace(self, parts=tuple(part.at(key, path) for part in self.parts))
+
+    def rekeyed(self, rename: Rename) -> "Sum":
+        new = replace(self, parts=tuple(part.rekeyed(rename) for part in self.parts))
+        kept = {to: self.kept[key] for key, to in zip(self.keys, new.keys, strict=True) if key in self.kept}
+        return replace(new, kept=kept)
 
     def stacked(self, key: str, path: str, axis: str, values: Sequence[str | int], position: int) -> "Sum":
         parts = tuple(part.stacked(key, path, axis, values, position) for part in self.parts)

@@ -5,7 +5,7 @@ keeps in one `in_proj_weight`, the layers that JAX stacks into one leaf. So keys
 and `{axis}` in one of them is an axis like any other: names and array together make one Layout.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -16,9 +16,10 @@ import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
 from jaxstate.layout import Layout, insert_axis, tidy
-from jaxstate.template import fill, holes, names
+from jaxstate.template import Values, fill, holes, names
 
 Arrays = Mapping[str, Any]
+Rename = Callable[[str, Values], str]  # from a template of keys and its values to another template
 
 
 class Entry:
@@ -55,6 +56,10 @@ class Entry:
     def trained(self) -> Any:
         """The part of this rule that an optimizer trains."""
         return self
+
+    def rekeyed(self, rename: Rename) -> Any:
+        """This rule with other keys."""
+        raise NotImplementedError
 
     def refused_arrays(self, state_dict: Arrays) -> list[str]:
         """A sentence for each torch array whose value the model cannot take."""
@@ -199,6 +204,10 @@ class Rule(Entry):
     def renamed(self, path: str) -> "Rule":
         """This rule for a leaf that goes by another path."""
         return self._with(path=path)
+
+    def rekeyed(self, rename: Rename) -> "Rule":
+        """This rule with other keys."""
+        return self._with(key=rename(self.key, dict(self.names)))
 
     def stacked(self, key: str, path: str, axis: str, values: Sequence[str | int], position: int) -> "Rule":
         """This rule for a stack of modules: one more axis of the leaf is `{axis}` in the key's prefix.

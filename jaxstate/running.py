@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.rule import Arrays, Entry, Rule
+from jaxstate.rule import Arrays, Entry, Rename, Rule
 
 MANY = 2**30  # batches: any decay to this power is zero in float32, and as many again can be counted
 
@@ -97,6 +97,9 @@ class Running(Entry):
 
     def at(self, key: str, path: str) -> "Running":
         return self._renamed([part.at(key, path) for part in self.parts], lambda name: path + name)
+
+    def rekeyed(self, rename: Rename) -> "Running":
+        return replace(self, parts=tuple(part.rekeyed(rename) for part in self.parts))
 
     def moved(self, places: Mapping[str, str]) -> "Running":
         """This rule for leaves that go by other paths."""

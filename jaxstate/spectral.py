@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxstate.declared import kept_arrays, same_bits
 from jaxstate.errors import BindingError
-from jaxstate.rule import Arrays, Entry, Rule
+from jaxstate.rule import Arrays, Entry, Rename, Rule
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,13 @@ class Spectral(Entry):
     def at(self, key: str, path: str) -> "Spectral":
         weight, u = self.weight.at(key, path), self.u.at(key, path)
         return replace(self, weight=weight, u=u, v=key + self.v, sigma=path + self.sigma)
+
+    def rekeyed(self, rename: Rename) -> "Spectral":
+        new = replace(
+            self, weight=self.weight.rekeyed(rename), u=self.u.rekeyed(rename), v=rename(self.v, {})
+        )
+        kept = {to: self.kept[key] for key, to in zip(self.keys, new.keys, strict=True) if key in self.kept}
+        return replace(new, kept=kept)
 
     def stacked(self, key: str, path: str, axis: str, values: Sequence[str | int], position: int) -> Any:
         raise BindingError(f"a stack of spectrally normalised layers ({path}) has no rule: bind it unstacked")

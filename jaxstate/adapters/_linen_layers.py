@@ -24,9 +24,8 @@ HOLDERS = (nn.RNN, nn.Bidirectional, nn.WeightNorm, nn.SpectralNorm)  # the laye
 
 def layer_of(seen: Seen, options: Options) -> Make | None:
     """What a module is, or None if it is a container or a class of the user's."""
-    given = next((make for known, make in options.layers.items() if isinstance(seen.module, known)), None)
-    if given is not None:
-        return lambda shapes: list(given(seen.module))
+    if (given := options.rules_of(seen.module)) is not None:
+        return lambda shapes: list(given)
     kind = kind_class(seen.module)
     return None if kind is None else lambda shapes: _LAYERS[kind](seen, options, shapes)
 

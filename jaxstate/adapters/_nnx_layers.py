@@ -31,9 +31,8 @@ def layer_of(module: Any, options: Options, multilayer: bool = False) -> Known |
     Raises:
         BindingError: a module of Flax's that torch has no counterpart for.
     """
-    given = next((make for known, make in options.layers.items() if isinstance(module, known)), None)
-    if given is not None:
-        return Known({}, lambda expected, actual: list(given(module)))
+    if (given := options.rules_of(module)) is not None:
+        return Known({}, lambda expected, actual: list(given))
     if multilayer:
         return _known(module, _multilayer(module))
     kind = kind_class(module)

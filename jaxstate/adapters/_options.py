@@ -25,6 +25,13 @@ class Options:
         if self.attention not in (None, "packed", "separate"):
             raise BindingError(f'attention="{self.attention}": say "packed", "separate" or nothing')
 
+    def rules_of(self, module: Any) -> Sequence[Any] | None:
+        """The rules that the caller has for a module's class, else those that the class has itself."""
+        given = next((make for known, make in self.layers.items() if isinstance(module, known)), None)
+        if given is not None:
+            return given(module)
+        return module.torch_rules() if hasattr(type(module), "torch_rules") else None
+
     @property
     def packed(self) -> bool | None:
         """Whether attention is read as torch's packed module; None if the shapes decide."""

@@ -251,7 +251,8 @@ def _unknown(leaves: Sequence[Leaf]) -> str:
     ]
     more = (
         'pass them as js.bind(model, rules=[...]), or as_is="path" where torch has the very same axes, or '
-        "give a class its rules: js.bind(model, layers={Class: lambda module: [Rule(...), ...]})"
+        "give a class its rules: js.bind(model, layers={Class: lambda module: [Rule(...), ...]}), or a "
+        "method torch_rules(self)"
     )
     return "cannot bind without a guess:\n\t" + "\n\t".join([*lines, more])
 

@@ -4,10 +4,11 @@ import argparse
 import json
 from typing import Any
 
-from jaxstate.binding import COLUMNS, Binding, Comparison
+from jaxstate.binding import COLUMNS, Binding
 from jaxstate.commands import _screen
 from jaxstate.commands._factory import HELP, template
 from jaxstate.commands._source import opened
+from jaxstate.comparison import Comparison
 
 
 def add_to(commands: Any) -> None:
