@@ -1,6 +1,7 @@
 """Steps of every optimizer on eight devices and on one, in a process of its own: JAX counts devices once."""
 
 import json
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxstate import optim
 
-MESH = jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 SPECS = {"w": PartitionSpec("x", "y"), "b": PartitionSpec("x"), "free": PartitionSpec()}
 SHAPES = {"w": (8, 6), "b": (4,), "free": (3,)}
 
@@ -75,8 +75,13 @@ def steps(name, place):
     return params, opt
 
 
+@cache
+def mesh():
+    return jax.make_mesh((4, 2), ("x", "y"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+
+
 def sharded(params):
-    return {key: jax.device_put(p, NamedSharding(MESH, SPECS[key])) for key, p in params.items()}
+    return {key: jax.device_put(p, NamedSharding(mesh(), SPECS[key])) for key, p in params.items()}
 
 
 def astray(params, opt):
@@ -86,7 +91,7 @@ def astray(params, opt):
         f"{name}.{key}"
         for name, tree in trees.items()
         for key, x in tree.items()
-        if not x.sharding.is_equivalent_to(NamedSharding(MESH, SPECS[key]), x.ndim)
+        if not x.sharding.is_equivalent_to(NamedSharding(mesh(), SPECS[key]), x.ndim)
     ]
 
 
