@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxstate.adapters import _rules, _wrappers
+from jaxstate.adapters import _deciding, _rules, _wrappers
+from jaxstate.adapters._deciding import deciding_class
 from jaxstate.adapters._equinox_state import nn
 from jaxstate.adapters._options import Options
 from jaxstate.blocks import Block, Blocks
@@ -44,12 +45,8 @@ def layer_of(module: Any, options: Options) -> Known | None:
 
 def kind_of(module: Any) -> str:
     """The name of the class of equinox.nn that decides what a module is, or ""."""
-    for kind in type(module).__mro__:
-        if kind.__name__ in _LAYERS and getattr(nn(), kind.__name__, None) is kind:
-            return kind.__name__
-        if "__call__" in vars(kind):
-            return ""
-    return ""
+    kind = deciding_class(module, _is_layer)
+    return kind.__name__ if kind else ""
 
 
 def neighbour_kind(module: Any) -> str:
@@ -59,9 +56,11 @@ def neighbour_kind(module: Any) -> str:
 
 def owner_of(module: Any) -> str:
     """The class of a module that is not known, and why it is not."""
-    name = type(module).__name__
-    known = [kind.__name__ for kind in type(module).__mro__[1:] if kind.__name__ in _LAYERS]
-    return f"{name} (a {known[0]} with a __call__ of its own)" if known and not kind_of(module) else name
+    return _deciding.owner_of(module, _is_layer)
+
+
+def _is_layer(kind: type) -> bool:
+    return kind.__name__ in _LAYERS and getattr(nn(), kind.__name__, None) is kind
 
 
 def declared(module: Any) -> dict[str, tuple[int, ...]]:

@@ -8,7 +8,8 @@ go by their names, since nothing here imports Haiku. A class that is not listed,
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jaxstate.adapters import _rules
+from jaxstate.adapters import _deciding, _rules
+from jaxstate.adapters._deciding import deciding_class
 from jaxstate.adapters._haiku_trace import haiku
 from jaxstate.adapters._options import Options
 from jaxstate.blocks import Block, Blocks
@@ -48,12 +49,8 @@ def layer_of(module: Any, shapes: Shapes, options: Options, suffix: str = "") ->
 
 def kind_of(module: Any) -> str:
     """The name of the class of Haiku's that decides what a module is, or ""."""
-    for kind in type(module).__mro__:
-        if kind.__name__ in _KINDS and getattr(haiku(), kind.__name__, None) is kind:
-            return kind.__name__
-        if "__call__" in vars(kind):
-            return ""
-    return ""
+    kind = deciding_class(module, _is_layer)
+    return kind.__name__ if kind else ""
 
 
 def neighbour_kind(module: Any) -> str:
@@ -63,9 +60,11 @@ def neighbour_kind(module: Any) -> str:
 
 def owner_of(module: Any) -> str:
     """The class of a module that is not known, and why it is not."""
-    name = "the function" if module is None else type(module).__name__
-    known = [kind.__name__ for kind in type(module).__mro__[1:] if kind.__name__ in _KINDS]
-    return f"{name} (a {known[0]} with a __call__ of its own)" if known and not kind_of(module) else name
+    return "the function" if module is None else _deciding.owner_of(module, _is_layer)
+
+
+def _is_layer(kind: type) -> bool:
+    return kind.__name__ in _KINDS and getattr(haiku(), kind.__name__, None) is kind
 
 
 def _located(rule: Any) -> Any:

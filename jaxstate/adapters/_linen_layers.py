@@ -9,6 +9,7 @@ from typing import Any
 from flax import linen as nn
 
 from jaxstate.adapters import _rules, _wrappers
+from jaxstate.adapters._deciding import deciding_class
 from jaxstate.adapters._linen_trace import Seen
 from jaxstate.adapters._options import Options
 from jaxstate.errors import BindingError
@@ -32,12 +33,9 @@ def layer_of(seen: Seen, options: Options) -> Make | None:
 
 def kind_class(module: Any) -> type | None:
     """The Flax class that decides what a module is: its own, or one that it only configures or transforms."""
-    for kind in type(module).__mro__:
-        if kind in _LAYERS:
-            return kind
-        if _CALL in vars(kind) and not _is_transform(kind):
-            return None
-    return None
+    return deciding_class(
+        module, _LAYERS.__contains__, lambda kind: _CALL in vars(kind) and not _is_transform(kind)
+    )
 
 
 def kind_of(module: Any) -> str:

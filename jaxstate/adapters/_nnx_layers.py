@@ -9,7 +9,8 @@ from typing import Any
 
 from flax import nnx
 
-from jaxstate.adapters import _rules, _wrappers
+from jaxstate.adapters import _deciding, _rules, _wrappers
+from jaxstate.adapters._deciding import deciding_class
 from jaxstate.adapters._options import Options
 from jaxstate.errors import BindingError
 
@@ -41,12 +42,7 @@ def layer_of(module: Any, options: Options, multilayer: bool = False) -> Known |
 
 def kind_class(module: Any) -> type | None:
     """The Flax class that decides what a module is: its own, or one that it only configures."""
-    for kind in type(module).__mro__:
-        if kind in _LAYERS:
-            return kind
-        if "__call__" in vars(kind):
-            return None
-    return None
+    return deciding_class(module, _LAYERS.__contains__)
 
 
 def kind_of(module: Any) -> str:
@@ -56,10 +52,7 @@ def kind_of(module: Any) -> str:
 
 def owner_of(module: Any) -> str:
     """The class of a module that is not known, and why it is not."""
-    kinds = type(module).__mro__
-    known = next((kind.__name__ for kind in kinds if kind in _LAYERS), None)
-    name = type(module).__name__
-    return f"{name} (a {known} with a __call__ of its own)" if known else name
+    return _deciding.owner_of(module, _LAYERS.__contains__)
 
 
 def declared(module: Any) -> dict[str, tuple[int, ...]]:

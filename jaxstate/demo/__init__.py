@@ -100,7 +100,10 @@ def read_back(training: Training, tx: Any, orbax: Path, torch: Path, safetensors
     restored = js.orbax.restore(orbax, training.net, tx.init(nnx.state(training.net, nnx.Param)))
     again = resume(js.load(torch), tx)
     files = [
-        (held, _state_dicts(Training(restored.model, restored.opt_state, restored.binding))),
+        (
+            held,
+            _state_dicts(Training(restored.model, restored.opt_state, restored.binding or training.binding)),
+        ),
         (held, _state_dicts(again)),
         (weights, js.load(safetensors)),
     ]
