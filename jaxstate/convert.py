@@ -17,7 +17,7 @@ from jaxstate.adapters._reading import rules_of
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
-from jaxstate.placement import fresh, narrows, place
+from jaxstate.placement import fresh, is_parted, narrows, place
 
 
 def bind(
@@ -162,8 +162,10 @@ def load_state_dict(
     arrays = _chosen(state_dict, prefix, only)
     if not strict:
         arrays = _completed(part, arrays, leaves)
+    parted = {path for path in part.paths if is_parted(leaves[path])}
+    arrays = part.agreeing(arrays, parted)
     _check(part, arrays, leaves, cast, type(model).__name__)
-    new = {path: place(np.asarray(leaf), leaves[path]) for path, leaf in part.each_leaf(arrays)}
+    new = {path: place(leaf, leaves[path]) for path, leaf in part.each_leaf(arrays, parted)}
     _check_values(leaves, new, adapter.without_values(model))
     return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
 

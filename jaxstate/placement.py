@@ -5,17 +5,22 @@ is. A sharded template makes each process copy only the slices of its own device
 shares memory with the view.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
 
+from jaxstate.lazy import Box, LazyArray
+
 ALIGNMENT = 64  # bytes; JAX on the CPU takes over an array that starts there, and copies any other
 PANEL = 64  # bytes of each row that a transposed copy writes at once: one line of the cache
 
 
-def place(view: np.ndarray, template: Any) -> Any:
+def place(view: np.ndarray | LazyArray, template: Any) -> Any:
     """An array with the template's dtype and sharding, and this view's values.
+
+    Of a lazy array each process makes the parts that its devices hold, each part once.
 
     The template may be a jax or numpy array or a `jax.ShapeDtypeStruct`. Its shape and dtype must fit: see
     `narrows`.
@@ -26,13 +31,30 @@ def place(view: np.ndarray, template: Any) -> Any:
     """
     dtype = np.dtype(template.dtype)
     if isinstance(template, np.ndarray):
-        return fresh(view, dtype)
+        return fresh(np.asarray(view), dtype)
     sharding = getattr(template, "sharding", None)
     if sharding is None or not getattr(template, "committed", True):
-        return jax.device_put(_filled(_aligned(view.shape, dtype), view))
-    return jax.make_array_from_callback(
-        view.shape, sharding, lambda index: _filled(_aligned(view[index].shape, dtype), view[index])
-    )
+        return jax.device_put(_copied(np.asarray(view), dtype))
+    return jax.make_array_from_callback(view.shape, sharding, _once(lambda box: _copied(view[box], dtype)))
+
+
+def is_parted(template: Any) -> bool:
+    """True if this leaf is to lie in parts on several devices."""
+    sharding = getattr(template, "sharding", None)
+    return sharding is not None and getattr(template, "committed", True) and not sharding.is_fully_replicated
+
+
+def _once(make: Callable[[Box], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """The same function, which makes a part once for all the devices that hold it."""
+    made: dict[Any, np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        key = tuple((span.start, span.stop) for span in index)
+        if key not in made:
+            made[key] = make(index)
+        return made[key]
+
+    return part
 
 
 def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
@@ -44,6 +66,10 @@ def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
     (True, True, True)
     """
     return _filled(np.empty(view.shape, dtype or view.dtype), view)
+
+
+def _copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return _filled(_aligned(view.shape, dtype), view)
 
 
 def _filled(copy: np.ndarray, view: np.ndarray) -> np.ndarray:

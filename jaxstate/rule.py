@@ -5,7 +5,7 @@ keeps in one `in_proj_weight`, the layers that JAX stacks into one leaf. So keys
 and `{axis}` in one of them is an axis like any other: names and array together make one Layout.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -16,6 +16,8 @@ import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
 from jaxstate.layout import Layout, insert_axis, tidy
+from jaxstate.lazy import Box, LazyArray, Made, from_parts
+from jaxstate.parts import dtype_of_stack, part
 from jaxstate.template import fill, holes, names
 
 Arrays = Mapping[str, Any]
@@ -38,6 +40,11 @@ class Entry:
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         """The leaves of these torch arrays."""
         return {}
+
+    def lazy_leaves(self, state_dict: Arrays) -> dict[str, LazyArray]:
+        """The same leaves, a part of which reads what it needs; a rule that does not say how reads all."""
+        made = {path: np.asarray(leaf) for path, leaf in self.leaves(Made(state_dict)).items()}
+        return {path: LazyArray(leaf.shape, leaf.dtype, lambda x=leaf: x) for path, leaf in made.items()}
 
     def of(self, leaves: Arrays) -> Any:
         """This rule with its leaves' shape and dtype."""
@@ -170,6 +177,23 @@ class Rule(Entry):
         """The leaves of these torch arrays: the inverse of `state_dict`."""
         return self._move(state_dict, self.key, self.path, self.layout.inverse)
 
+    def lazy_leaves(self, state_dict: Arrays) -> dict[str, LazyArray]:
+        """The same leaves; a part of one is read from the parts of the torch arrays that it is made of.
+
+        >>> rule = Rule("w", "w", "i o -> o i", shape=(3, 2))
+        >>> w = LazyArray((2, 3), "int64", lambda: None, lambda box: np.arange(6).reshape(2, 3)[box])
+        >>> rule.lazy_leaves({"w": w})["w"][1:, :1].tolist()  # the whole cannot be made
+        [[1], [2]]
+        """
+        found = {}
+        for keys, paths in self._rows():
+            arrays = dict(
+                zip(np.ndindex(*self._lengths(self.key)), map(state_dict.__getitem__, keys), strict=True)
+            )
+            for index, path in zip(np.ndindex(*self._lengths(self.path)), paths, strict=True):
+                found[path] = self._lazy_leaf(arrays, index)
+        return found
+
     def of(self, leaves: Arrays) -> "Rule":
         """This rule with its leaves' shape and dtype; they may be abstract.
 
@@ -213,6 +237,27 @@ class Rule(Entry):
         """The lengths of the axes that live in this name and not in the other: they are stacked."""
         shared = set(holes(self.key)) & set(holes(self.path))
         return [len(dict(self.names)[axis]) for axis in holes(template) if axis not in shared]
+
+    def _rows(self) -> Iterator[tuple[Iterator[str], Iterator[str]]]:
+        """For each value of the axes that live in both names, the keys and the paths of one layout."""
+        values = dict(self.names)
+        shared = [axis for axis in holes(self.key) if axis in holes(self.path)]
+        for row in product(*(values[axis] for axis in shared)):
+            here = dict(zip(shared, row, strict=True))
+            yield names(fill(self.key, here), values), names(fill(self.path, here), values)
+
+    def _lazy_leaf(self, arrays: Mapping[tuple[int, ...], Any], index: tuple[int, ...]) -> LazyArray:
+        """The leaf at a place in the stack of this rule's paths."""
+        assert self.shape is not None
+        stack = {at: x if isinstance(x, LazyArray) else np.asarray(x) for at, x in arrays.items()}
+        sizes = self.layout.axes((*self._lengths(self.path), *self.shape))
+        here, dtype = tuple(slice(i, i + 1) for i in index), dtype_of_stack(stack)
+
+        def read(box: Box) -> np.ndarray:
+            found = part(self.layout, sizes, stack, (*here, *box))
+            return found[(0,) * len(here)].astype(dtype, copy=False)
+
+        return from_parts(self.shape, dtype, read)
 
     def _move(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, Any]:
         values = dict(self.names)
