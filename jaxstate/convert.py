@@ -118,7 +118,7 @@ def state_dict(
     entries = {prefix + key: array for key, array in arrays.items() if recurse or "." not in key}
     if taken := sorted(set(entries) & set(destination or ())):
         raise BindingError(f"destination has these keys already: {quoted(taken)}; give another prefix")
-    return _with_metadata({**(destination or {}), **entries}, destination, binding, prefix)
+    return with_metadata({**(destination or {}), **entries}, destination, binding, prefix)
 
 
 def load_state_dict(
@@ -151,6 +151,29 @@ def load_state_dict(
         StateDictError: everything that is missing, unexpected, misshapen, contradictory or would be
             rounded, at once, in torch's words. Shapes must fit even if not strict.
         BindingError: a binding that does not fit the model.
+    """
+    return moved_in(
+        model, state_dict, binding, place, is_parted, strict=strict, only=only, prefix=prefix, cast=cast
+    )
+
+
+def moved_in(
+    model: Any,
+    state_dict: Mapping[str, Any],
+    binding: Binding | None,
+    place: Callable[[Any, Any], Any],
+    is_parted: Callable[[Any], bool],
+    *,
+    strict: bool = True,
+    only: str | Sequence[str] | None = None,
+    prefix: str = "",
+    cast: bool = False,
+) -> Any:
+    """`load_state_dict` with leaves that another function makes.
+
+    Args:
+        place: `(leaf, template) -> leaf`, of the template's shape and dtype.
+        is_parted: whether `place` asks for this template's leaf in parts; it is given a `LazyArray` then.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
@@ -196,9 +219,10 @@ def _owned_arrays(binding: Binding, leaves: Mapping[str, Any]) -> dict[str, np.n
     return {key: copies.setdefault(id(array), fresh(np.asarray(array))) for key, array in arrays.items()}
 
 
-def _with_metadata(
+def with_metadata(
     entries: Mapping[str, Any], destination: Any, binding: Binding, prefix: str
-) -> "OrderedDict[str, np.ndarray]":
+) -> "OrderedDict[str, Any]":
+    """These entries as torch's state_dict, with the versions of the modules as its `_metadata`."""
     result = OrderedDict(entries)
     before = getattr(destination, "_metadata", {})
     own = {(prefix + name).removesuffix("."): dict(value) for name, value in binding.versions.items()}

@@ -143,11 +143,19 @@ def _taken(
     steps = [_steps([sizes[axis] for axis in dim], [spans[axis] for axis in dim]) for dim in dims]
     if prod(len(starts) for starts, _ in steps) > MAX_RUNS:
         return _from_a_wider_box(array, dims, sizes, spans)
+    return _read(array, steps).reshape([span.stop - span.start for span in inner])
+
+
+def _read(array: LazyArray, steps: Sequence[tuple[list[int], int]]) -> np.ndarray:
+    """The runs of each dimension, one after the other."""
+    cells = [[slice(start, start + length) for start in starts] for starts, length in steps]
+    if all(len(row) == 1 for row in cells):
+        return array[tuple(row[0] for row in cells)]
     found = np.empty([len(starts) * length for starts, length in steps], array.dtype)
-    for cell in product(*(range(len(starts)) for starts, _ in steps)):
-        place = tuple(slice(i * n, (i + 1) * n) for i, (_, n) in zip(cell, steps, strict=True))
-        found[place] = array[tuple(slice(s[i], s[i] + n) for i, (s, n) in zip(cell, steps, strict=True))]
-    return found.reshape([span.stop - span.start for span in inner])
+    places = [[slice(i * n, (i + 1) * n) for i in range(len(starts))] for starts, n in steps]
+    for there, here in zip(product(*places), product(*cells), strict=True):
+        found[there] = array[here]
+    return found
 
 
 def _steps(lengths: Sequence[int], spans: Sequence[slice]) -> tuple[list[int], int]:

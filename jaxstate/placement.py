@@ -65,14 +65,14 @@ def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
     >>> bool((copy == view).all()), copy.flags.c_contiguous, copy.flags.owndata
     (True, True, True)
     """
-    return _filled(np.empty(view.shape, dtype or view.dtype), view)
+    return filled(np.empty(view.shape, dtype or view.dtype), view)
 
 
 def _copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return _filled(_aligned(view.shape, dtype), view)
+    return filled(_aligned(view.shape, dtype), view)
 
 
-def _filled(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
+def filled(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
     """The copy, with the view's values.
 
     A view whose rows lie across its memory is copied in panels, so that each line of the cache that is

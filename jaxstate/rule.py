@@ -8,6 +8,7 @@ and `{axis}` in one of them is an axis like any other: names and array together 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from typing import Any
 
 import jax
@@ -45,6 +46,10 @@ class Entry:
         """The same leaves, a part of which reads what it needs; a rule that does not say how reads all."""
         made = {path: np.asarray(leaf) for path, leaf in self.leaves(Made(state_dict)).items()}
         return {path: LazyArray(leaf.shape, leaf.dtype, lambda x=leaf: x) for path, leaf in made.items()}
+
+    def lazy_state_dict(self, leaves: Arrays) -> dict[str, Any]:
+        """The same torch arrays, a part of which reads what it needs; likewise."""
+        return self.state_dict(Made(leaves))
 
     def of(self, leaves: Arrays) -> Any:
         """This rule with its leaves' shape and dtype."""
@@ -185,14 +190,11 @@ class Rule(Entry):
         >>> rule.lazy_leaves({"w": w})["w"][1:, :1].tolist()  # the whole cannot be made
         [[1], [2]]
         """
-        found = {}
-        for keys, paths in self._rows():
-            arrays = dict(
-                zip(np.ndindex(*self._lengths(self.key)), map(state_dict.__getitem__, keys), strict=True)
-            )
-            for index, path in zip(np.ndindex(*self._lengths(self.path)), paths, strict=True):
-                found[path] = self._lazy_leaf(arrays, index)
-        return found
+        return self._lazily(state_dict, self.key, self.path, self.layout)
+
+    def lazy_state_dict(self, leaves: Arrays) -> dict[str, LazyArray]:
+        """The same torch arrays; a part of one is read from the parts of the leaves that it is made of."""
+        return self._lazily(leaves, self.path, self.key, self.layout.inverse)
 
     def of(self, leaves: Arrays) -> "Rule":
         """This rule with its leaves' shape and dtype; they may be abstract.
@@ -238,38 +240,34 @@ class Rule(Entry):
         shared = set(holes(self.key)) & set(holes(self.path))
         return [len(dict(self.names)[axis]) for axis in holes(template) if axis not in shared]
 
-    def _rows(self) -> Iterator[tuple[Iterator[str], Iterator[str]]]:
-        """For each value of the axes that live in both names, the keys and the paths of one layout."""
-        values = dict(self.names)
-        shared = [axis for axis in holes(self.key) if axis in holes(self.path)]
-        for row in product(*(values[axis] for axis in shared)):
-            here = dict(zip(shared, row, strict=True))
-            yield names(fill(self.key, here), values), names(fill(self.path, here), values)
-
-    def _lazy_leaf(self, arrays: Mapping[tuple[int, ...], Any], index: tuple[int, ...]) -> LazyArray:
-        """The leaf at a place in the stack of this rule's paths."""
-        assert self.shape is not None
-        stack = {at: x if isinstance(x, LazyArray) else np.asarray(x) for at, x in arrays.items()}
-        sizes = self.layout.axes((*self._lengths(self.path), *self.shape))
-        here, dtype = tuple(slice(i, i + 1) for i in index), dtype_of_stack(stack)
-
-        def read(box: Box) -> np.ndarray:
-            found = part(self.layout, sizes, stack, (*here, *box))
-            return found[(0,) * len(here)].astype(dtype, copy=False)
-
-        return from_parts(self.shape, dtype, read)
-
     def _move(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, Any]:
-        values = dict(self.names)
-        shared = [axis for axis in holes(source) if axis in holes(target)]
         inner, outer = self._lengths(source), self._lengths(target)
         moved = {}
+        for given, wanted in self._rows(source, target):
+            parts = _unstack(layout(_stack([arrays[name] for name in given], inner)), outer)
+            moved |= zip(wanted, parts, strict=True)
+        return {name: moved[name] for name in names(target, dict(self.names))}
+
+    def _lazily(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, LazyArray]:
+        """What `_move` gives, by parts; the layout is that of the target to the left."""
+        assert self.shape is not None
+        sizes = self.layout.axes((*self._lengths(self.path), *self.shape))
+        inner, outer = self._lengths(source), self._lengths(target)
+        moved = {}
+        for given, wanted in self._rows(source, target):
+            stack = dict(zip(np.ndindex(*inner), [_readable(arrays[name]) for name in given], strict=True))
+            for index, name in zip(np.ndindex(*outer), wanted, strict=True):
+                moved[name] = _lazy(layout, sizes, stack, index)
+        return {name: moved[name] for name in names(target, dict(self.names))}
+
+    def _rows(self, source: str, target: str) -> Iterator[tuple[list[str], list[str]]]:
+        """The names on both sides of each layout, for each value of the axes that live in both."""
+        values = dict(self.names)
+        shared = [axis for axis in holes(source) if axis in holes(target)]
         for row in product(*(values[axis] for axis in shared)):
             here = dict(zip(shared, row, strict=True))
-            stack = _stack([arrays[name] for name in names(fill(source, here), values)], inner)
-            parts = _unstack(layout(stack), outer)
-            moved |= zip(names(fill(target, here), values), parts, strict=True)
-        return {name: moved[name] for name in names(target, values)}
+            given, wanted = (list(names(fill(side, here), values)) for side in (source, target))
+            yield given, wanted
 
 
 def _whole(key: str, path: str, pattern: str, sizes: Mapping[str, Any]) -> Layout:
@@ -303,6 +301,24 @@ def _stack(arrays: list[Any], lengths: list[int]) -> Any:
 
 def _unstack(array: Any, lengths: list[int]) -> list[Any]:
     return [array[index] for index in np.ndindex(*lengths)] if lengths else [array]
+
+
+def _readable(array: Any) -> Any:
+    return array if isinstance(array, LazyArray) else np.asarray(array)
+
+
+def _lazy(
+    layout: Layout, sizes: Mapping[str, int], stack: Mapping[tuple[int, ...], Any], index: tuple[int, ...]
+) -> LazyArray:
+    """The array at a place in the stack that the layout has to its left, made of the stack to its right."""
+    shape = [prod(sizes[axis] for axis in dim) for dim in layout.left[len(index) :]]
+    here, dtype = tuple(slice(i, i + 1) for i in index), dtype_of_stack(stack)
+
+    def read(box: Box) -> np.ndarray:
+        found = part(layout, sizes, stack, (*here, *box))
+        return found[(0,) * len(here)].astype(dtype, copy=False)
+
+    return from_parts(tuple(shape), dtype, read)
 
 
 def _compact(values: tuple[str | int, ...]) -> range | tuple[str | int, ...]:
