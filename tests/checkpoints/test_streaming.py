@@ -178,10 +178,10 @@ print("extra MiB:", there.extra >> 20, back.extra >> 20)
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="reads Linux's account of memory")
 def test_memory_does_not_grow_with_the_model(tmp_path):
     """160 MiB in leaves of 16 and one of 80, stacked: there within 64, and back within two arrays of 16."""
+    # glibc keeps freed blocks of this size for the next one, in each thread; here all are given back.
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "MALLOC_MMAP_THRESHOLD_": "1048576"}
     command = [sys.executable, "-c", MEASURED, str(tmp_path), "5"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=200, env={**os.environ, "JAX_PLATFORMS": "cpu"}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, env=env)
     assert done.returncode == 0, done.stderr
     there, back = map(int, re.findall(r"-?\d+", done.stdout.splitlines()[-1]))
-    assert there < 64 and back < 64, done.stdout
+    assert there < 64 and back < 40, done.stdout
