@@ -110,7 +110,7 @@ def state_dict(
         BindingError: leaves that do not fit the binding, or hold what torch has no place for.
     """
     leaves = adapter_of(model).leaves(model)
-    binding, collection = _fitting(binding, model, leaves)
+    binding, collection = fitting(binding, model, leaves)
     leaves = {collection + path: leaf for path, leaf in leaves.items()}
     if refused := [line for rule in binding.rules for line in rule.refused_leaves(leaves)]:
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
@@ -179,7 +179,7 @@ def moved_in(
         raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
     adapter = adapter_of(model)
     leaves = adapter.leaves(model)
-    binding, collection = _fitting(binding, model, leaves)
+    binding, collection = fitting(binding, model, leaves)
     leaves = {collection + path: leaf for path, leaf in leaves.items()}
     part = binding if only is None else binding.only(only)
     arrays = _chosen(state_dict, prefix, only)
@@ -193,7 +193,7 @@ def moved_in(
     return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
 
 
-def _fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> tuple[Binding, str]:
+def fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> tuple[Binding, str]:
     """The binding of all leaves; or of the parameters, if the tree holds just these.
 
     With it what the tree leaves out in front of its paths: a Linen model's parameters on their own have no

@@ -51,17 +51,34 @@ def part(layout: Layout, sizes: Mapping[str, int], arrays: Mapping[Index, Any], 
     lengths, dtype = [span.stop - span.start for span in box], dtype_of_stack(arrays)
     if 0 in lengths:
         return np.empty(lengths, dtype)
-    runs = [
-        list(runs_of(span.start, span.stop, [sizes[axis] for axis in dim]))
-        for span, dim in zip(box, layout.left, strict=True)
-    ]
-    pieces = [(cell, _piece(layout, sizes, arrays, cell)) for cell in product(*runs)]
+    pieces = [(cell, _piece(layout, sizes, arrays, cell)) for cell in _cells(layout, sizes, box)]
     return _joined(pieces, box, np.empty(lengths, dtype)) if len(pieces) > 1 else pieces[0][1]
 
 
 def dtype_of_stack(arrays: Mapping[Index, Any]) -> np.dtype:
     """The dtype that holds the elements of all these arrays."""
     return np.result_type(*{array.dtype for array in arrays.values()})
+
+
+def places(layout: Layout, sizes: Mapping[str, int], outer: int, box: Box) -> list[tuple[Index, Box]]:
+    """Where torch has the values of a box of the JAX side: places in the stack, and boxes of arrays.
+
+    Args:
+        layout, sizes, box: as for `part`.
+        outer: how many dimensions of torch's side are the stack's.
+
+    >>> places(Layout("d n k -> (n k) d"), dict(d=4, n=2, k=3), 0, (slice(1, 3), slice(1, 2), slice(0, 3)))
+    [((), (slice(3, 6, None), slice(1, 3, None)))]
+    """
+    found = []
+    for cell in _cells(layout, sizes, box):
+        spans = _there(layout, sizes, cell)
+        names, dims = layout.right[:outer], layout.right[outer:]
+        indices = product(*(range(sizes[axis])[spans[axis]] for dim in names for axis in dim))
+        steps = [_steps([sizes[axis] for axis in dim], [spans[axis] for axis in dim]) for dim in dims]
+        boxes = list(product(*([slice(start, start + n) for start in starts] for starts, n in steps)))
+        found += product(indices, boxes)
+    return found
 
 
 def runs_of(start: int, stop: int, lengths: Sequence[int]) -> Iterator[Run]:
@@ -94,6 +111,22 @@ def _inside(start: int, stop: int, lengths: Sequence[int]) -> Iterator[Run]:
         yield Run(run.start + at * row, run.length, (slice(at, at + 1), *run.spans))
 
 
+def _cells(layout: Layout, sizes: Mapping[str, int], box: Box) -> Iterator[tuple[Run, ...]]:
+    """A box of the JAX side as boxes of atomic axes."""
+    rows = (
+        list(runs_of(span.start, span.stop, [sizes[axis] for axis in dim]))
+        for span, dim in zip(box, layout.left, strict=True)
+    )
+    return product(*rows)
+
+
+def _there(layout: Layout, sizes: Mapping[str, int], cell: tuple[Run, ...]) -> dict[str, slice]:
+    """The span of each axis on torch's side, where some run backwards."""
+    axes = [axis for dim in layout.left for axis in dim]
+    spans = zip(axes, [span for run in cell for span in run.spans], strict=True)
+    return {axis: _turned(s, sizes[axis]) if axis in layout.flipped else s for axis, s in spans}
+
+
 def _joined(pieces: list[tuple[tuple[Run, ...], np.ndarray]], box: Box, whole: np.ndarray) -> np.ndarray:
     for cell, values in pieces:
         starts = [run.start - span.start for run, span in zip(cell, box, strict=True)]
@@ -106,10 +139,8 @@ def _piece(
 ) -> np.ndarray:
     """The values of one box of atomic axes, in the shape that it has on the JAX side."""
     left = [axis for dim in layout.left for axis in dim]
-    spans = dict(zip(left, [span for run in cell for span in run.spans], strict=True))
-    there = {axis: _turned(s, sizes[axis]) if axis in layout.flipped else s for axis, s in spans.items()}
     right = [axis for dim in layout.right for axis in dim]
-    values = _stacked(layout, sizes, arrays, there)
+    values = _stacked(layout, sizes, arrays, _there(layout, sizes, cell))
     if layout.flipped:
         values = values[tuple(slice(None, None, -1 if axis in layout.flipped else None) for axis in right)]
     values = values.transpose([right.index(axis) for axis in left])

@@ -18,7 +18,7 @@ import numpy as np
 from jaxstate.errors import BindingError, LayoutError
 from jaxstate.layout import Layout, insert_axis, tidy
 from jaxstate.lazy import Box, LazyArray, Made, from_parts
-from jaxstate.parts import dtype_of_stack, part
+from jaxstate.parts import dtype_of_stack, part, places
 from jaxstate.template import fill, holes, names
 
 Arrays = Mapping[str, Any]
@@ -196,6 +196,20 @@ class Rule(Entry):
         """The same torch arrays; a part of one is read from the parts of the leaves that it is made of."""
         return self._lazily(leaves, self.path, self.key, self.layout.inverse)
 
+    def places(self, path: str, box: Box) -> list[tuple[str, Box]]:
+        """Where torch's arrays have the values of a part of a leaf: keys, and a box of the array of each.
+
+        >>> rule = Rule("{l}", "w", "l i o -> o i", l=range(2), shape=(2, 6, 4))
+        >>> rule.places("w", (slice(1, 2), slice(3, 6), slice(0, 4)))
+        [('1', (slice(0, 4, None), slice(3, 6, None)))]
+        """
+        sizes, inner, outer = self._sizes, self._lengths(self.path), self._lengths(self.key)
+        given, wanted = next(row for row in self._rows(self.path, self.key) if path in row[0])
+        index = list(np.ndindex(*inner))[given.index(path)]
+        keys = dict(zip(np.ndindex(*outer), wanted, strict=True))
+        here = tuple(slice(i, i + 1) for i in index)
+        return [(keys[at], there) for at, there in places(self.layout, sizes, len(outer), (*here, *box))]
+
     def of(self, leaves: Arrays) -> "Rule":
         """This rule with its leaves' shape and dtype; they may be abstract.
 
@@ -235,6 +249,12 @@ class Rule(Entry):
         given = {name: getattr(self, name) for name in ("key", "path", "pattern", "buffer", "shape", "dtype")}
         return Rule(**{**given, **dict(self.names), **dict(self.sizes), **changes})
 
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """The length of every axis."""
+        assert self.shape is not None
+        return self.layout.axes((*self._lengths(self.path), *self.shape))
+
     def _lengths(self, template: str) -> list[int]:
         """The lengths of the axes that live in this name and not in the other: they are stacked."""
         shared = set(holes(self.key)) & set(holes(self.path))
@@ -250,8 +270,7 @@ class Rule(Entry):
 
     def _lazily(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, LazyArray]:
         """What `_move` gives, by parts; the layout is that of the target to the left."""
-        assert self.shape is not None
-        sizes = self.layout.axes((*self._lengths(self.path), *self.shape))
+        sizes = self._sizes
         inner, outer = self._lengths(source), self._lengths(target)
         moved = {}
         for given, wanted in self._rows(source, target):

@@ -34,6 +34,7 @@ ROOMS = (
     "optim",
     "averaging",
     "orbax",
+    "sharded",
     "display",
     "demo",
     "commands",

@@ -134,3 +134,26 @@ def test_arrays_of_several_dtypes_in_one_stack():
         [1, 2, 3],
         [4, 5, 6],
     ]
+
+
+@QUICK
+@given(layouts(), st.data())
+def test_the_places_of_a_part_hold_its_values_and_no_others(case, data):
+    layout, sizes = case
+    leaf = np.arange(prod(sizes.values())).reshape(left_shape(layout, sizes))
+    box = data.draw(boxes(leaf.shape))
+    rule = js.Rule("w", "w", layout.pattern, **sizes).of({"w": leaf})
+    torch = rule.state_dict({"w": leaf})["w"]
+    found = [torch[there].ravel() for key, there in rule.places("w", box)]
+    assert sorted(np.concatenate(found)) == sorted(leaf[box].ravel())
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_places_across_names(name):
+    rule, shape, torch_shape = RULES[name]
+    arrays = {key: source.array for key, source in stack_of(rule.keys, torch_shape).items()}
+    leaves = rule.leaves(arrays)
+    rule, path = rule.of(leaves), rule.paths[-1]
+    box = tuple(slice(n // 2, n) for n in shape)
+    found = [arrays[key][there].ravel() for key, there in rule.places(path, box)]
+    assert sorted(np.concatenate(found)) == sorted(leaves[path][box].ravel())
