@@ -10,7 +10,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding, Sharding
 
+from jaxstate.errors import BindingError
 from jaxstate.lazy import Box, LazyArray
 
 ALIGNMENT = 64  # bytes; JAX on the CPU takes over an array that starts there, and copies any other
@@ -32,16 +34,43 @@ def place(view: np.ndarray | LazyArray, template: Any) -> Any:
     dtype = np.dtype(template.dtype)
     if isinstance(template, np.ndarray):
         return fresh(np.asarray(view), dtype)
-    sharding = getattr(template, "sharding", None)
-    if sharding is None or not getattr(template, "committed", True):
+    sharding = sharding_of(template)
+    if sharding is None:
         return jax.device_put(_copied(np.asarray(view), dtype))
     return jax.make_array_from_callback(view.shape, sharding, _once(lambda box: _copied(view[box], dtype)))
 
 
 def is_parted(template: Any) -> bool:
     """True if this leaf is to lie in parts on several devices."""
-    sharding = getattr(template, "sharding", None)
-    return sharding is not None and getattr(template, "committed", True) and not sharding.is_fully_replicated
+    sharding = sharding_of(template)
+    return sharding is not None and not sharding.is_fully_replicated
+
+
+def sharding_of(template: Any) -> Sharding | None:
+    """Where a template's leaf is to lie, if it says so.
+
+    Raises:
+        BindingError: it lies on a mesh without devices, and `jax.set_mesh` does not tell these.
+    """
+    sharding = getattr(template, "sharding", None) if getattr(template, "committed", True) else None
+    return None if sharding is None else concrete(sharding)
+
+
+def concrete(sharding: Sharding) -> Sharding:
+    """The sharding over the devices of the mesh that is set: `nnx.eval_shape` leaves them out.
+
+    Raises:
+        BindingError: another mesh is set, or none.
+    """
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, AbstractMesh):
+        return sharding
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.abstract_mesh != sharding.mesh:
+        where = f"as {sharding.spec} on a mesh {dict(sharding.mesh.shape)}"
+        raise BindingError(
+            f"a leaf is to lie {where} without devices; load inside of `with jax.set_mesh(mesh):`"
+        )
+    return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
 
 
 def _once(make: Callable[[Box], np.ndarray]) -> Callable[[Any], np.ndarray]:

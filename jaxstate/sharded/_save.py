@@ -123,7 +123,7 @@ def _parts(plan: Plan) -> Iterator[Part]:
             for ends, process in plan.chunks[key].items():
                 if process == jax.process_index():
                     box = tuple(slice(*pair) for pair in ends)
-                    yield Part(key, tuple(span.start for span in box), plan.mine[key][box])
+                    yield Part(key, tuple(span.start for span in box), np.asarray(plan.mine[key][box]))
             continue
         values = np.asarray(array)
         if number % jax.process_count() == jax.process_index():
