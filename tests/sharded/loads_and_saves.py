@@ -111,7 +111,7 @@ def load_counted(found, places, binding, leaves):
     counted = Counted(found)
     model = check_loaded(js.load_state_dict(places, counted, binding), leaves)
     asked, held = sum(counted.bytes.values()), sum(map(share, model.values()))
-    # A tied array is read under both its keys, both terms of a sum are read, and crumbs with what lies between
+    # A tied array is read under both its keys, both terms of a sum are read, and crumbs with what is between
     # them, for each device; everything else is read once, and nothing but this process's own.
     surplus = share(model["wte"]) + share(model["b"]) + 8 + 2 * LEAVES["crumbs"][0][0] * 4
     assert asked <= held + surplus, (asked, held, surplus)
