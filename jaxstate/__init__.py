@@ -4,6 +4,7 @@ from jaxstate import averaging as averaging
 from jaxstate import containers as containers
 from jaxstate import optim as optim
 from jaxstate import orbax as orbax
+from jaxstate import sharded as sharded
 from jaxstate import testing as testing
 from jaxstate.alignment import Alignment as Alignment
 from jaxstate.binding import Binding as Binding

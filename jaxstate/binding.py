@@ -7,7 +7,7 @@ side and `{key: array}` on torch's, and whatever is shaped like the parameters m
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxstate.blocks import Blocks
 from jaxstate.comparison import Comparison
-from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly, same_bits
+from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError, Mismatch, near_names, quoted
 from jaxstate.foreign import without_tensors
 from jaxstate.lazy import Made
@@ -26,6 +26,7 @@ from jaxstate.running import Running
 from jaxstate.spectral import Spectral
 from jaxstate.table import html_table, table
 from jaxstate.template import registration_order
+from jaxstate.ties import agreeing, disagreeing
 
 COLUMNS = ("torch key", "path", "layout", "shape", "dtype")
 
@@ -108,6 +109,16 @@ class Binding:
         arrays = {key: array for rule in self.rules for key, array in rule.state_dict(leaves).items()}
         return {key: arrays[self._tied.get(key, key)] for key in self.keys}
 
+    def lazy_state_dict(self, leaves: Arrays) -> dict[str, Any]:
+        """The same arrays; those that bijections make are read from the leaves when they are asked for.
+
+        Raises:
+            BindingError: leaves that are missing, or that no rule names.
+        """
+        self._check_leaves(leaves)
+        arrays = {key: array for rule in self.rules for key, array in rule.lazy_state_dict(leaves).items()}
+        return {key: arrays[self._tied.get(key, key)] for key in self.keys}
+
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         """The leaves of these torch arrays: the inverse of `state_dict`.
 
@@ -119,11 +130,26 @@ class Binding:
             raise comparison.error()
         return dict(self.each_leaf(arrays))
 
-    def each_leaf(self, state_dict: Arrays) -> Iterator[tuple[str, Any]]:
-        """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory."""
-        arrays = Made(self._untied(state_dict))
+    def each_leaf(self, state_dict: Arrays, parted: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+        """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory.
+
+        Args:
+            state_dict: what `compare` has found to fit.
+            parted: paths of leaves that are wanted in parts: these come as a `LazyArray`, of which an index
+                reads no more than it asks for.
+        """
+        arrays = self._untied(state_dict)
         for rule in self.rules:
-            yield from rule.leaves(arrays).items()
+            lazy = not set(parted).isdisjoint(rule.paths)
+            yield from (rule.lazy_leaves(arrays) if lazy else rule.leaves(Made(arrays))).items()
+
+    def agreeing(self, state_dict: Arrays, parted: Collection[str]) -> Arrays:
+        """The same state_dict, in which tied arrays of these leaves are compared when a part of them is read.
+
+        Then no process reads all of both. Where they differ, reading raises StateDictError.
+        """
+        keys = {key for rule in self.rules if not set(parted).isdisjoint(rule.paths) for key in rule.keys}
+        return agreeing(self._tied, state_dict, keys)
 
     def compare(self, state_dict: Arrays, only: str | Sequence[str] | None = None) -> Comparison:
         """What is missing, unexpected, misshapen or contradictory in a state_dict. Nothing is raised.
@@ -154,7 +180,7 @@ class Binding:
             ),
             tuple(
                 [f'"{key}" is no array but {type(state_dict[key]).__name__}' for key in strange]
-                or [*self._disagreeing_ties(state_dict), *self._refused(state_dict, found, shapes)]
+                or [*disagreeing(self._tied, state_dict), *self._refused(state_dict, found, shapes)]
             ),
         )
 
@@ -292,13 +318,6 @@ class Binding:
         """The state_dict, and a tied key's array under the key of its Rule where the file leaves that out."""
         lacking = {to: state_dict[key] for key, to in self._tied.items() if key in state_dict}
         return {**lacking, **state_dict}
-
-    def _disagreeing_ties(self, state_dict: Arrays) -> list[str]:
-        return [
-            f'"{key}" and "{to}" are one array in the model, and the file has two different ones'
-            for key, to in self._tied.items()
-            if key in state_dict and to in state_dict and not same_bits(state_dict[key], state_dict[to])
-        ]
 
     def _refused(self, state_dict: Arrays, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
         fitting = {key: array for key, array in state_dict.items() if found[key] == shapes.get(key)}

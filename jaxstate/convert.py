@@ -19,7 +19,7 @@ from jaxstate.alignment import align as align_binding
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
-from jaxstate.placement import fresh, narrows, place
+from jaxstate.placement import fresh, is_parted, narrows, place
 
 
 def bind(
@@ -143,7 +143,7 @@ def state_dict(
         BindingError: leaves that do not fit the binding, or hold what torch has no place for.
     """
     leaves = adapter_of(model).leaves(model)
-    binding, collection = _fitting(binding, model, leaves)
+    binding, collection = fitting(binding, model, leaves)
     leaves = {collection + path: leaf for path, leaf in leaves.items()}
     if refused := [line for rule in binding.rules for line in rule.refused_leaves(leaves)]:
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
@@ -151,7 +151,7 @@ def state_dict(
     entries = {prefix + key: array for key, array in arrays.items() if recurse or "." not in key}
     if taken := sorted(set(entries) & set(destination or ())):
         raise BindingError(f"destination has these keys already: {quoted(taken)}; give another prefix")
-    return _with_metadata({**(destination or {}), **entries}, destination, binding, prefix)
+    return with_metadata({**(destination or {}), **entries}, destination, binding, prefix)
 
 
 def load_state_dict(
@@ -185,20 +185,45 @@ def load_state_dict(
             rounded, at once, in torch's words. Shapes must fit even if not strict.
         BindingError: a binding that does not fit the model.
     """
+    return moved_in(
+        model, state_dict, binding, place, is_parted, strict=strict, only=only, prefix=prefix, cast=cast
+    )
+
+
+def moved_in(
+    model: Any,
+    state_dict: Mapping[str, Any],
+    binding: Binding | None,
+    place: Callable[[Any, Any], Any],
+    is_parted: Callable[[Any], bool],
+    *,
+    strict: bool = True,
+    only: str | Sequence[str] | None = None,
+    prefix: str = "",
+    cast: bool = False,
+) -> Any:
+    """`load_state_dict` with leaves that another function makes.
+
+    Args:
+        place: `(leaf, template) -> leaf`, of the template's shape and dtype.
+        is_parted: whether `place` asks for this template's leaf in parts; it is given a `LazyArray` then.
+    """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
     adapter = adapter_of(model)
     leaves = adapter.leaves(model)
-    binding, collection = _fitting(binding, model, leaves)
+    binding, collection = fitting(binding, model, leaves)
     leaves = {collection + path: leaf for path, leaf in leaves.items()}
     part = binding if only is None else binding.only(only)
     arrays = _chosen(state_dict, prefix, only)
     untouched = set() if strict else _untouched(part, arrays)
     if not strict:
         arrays = _completed(part, arrays, leaves)
+    parted = {path for path in part.paths if is_parted(leaves[path])}
+    arrays = part.agreeing(arrays, parted)
     _check(part, arrays, leaves, cast, _name_of(model))
-    found = ((path, leaf) for path, leaf in part.each_leaf(arrays) if path not in untouched)
-    new = {path: place(np.asarray(leaf), leaves[path]) for path, leaf in found}
+    found = ((path, leaf) for path, leaf in part.each_leaf(arrays, parted) if path not in untouched)
+    new = {path: place(leaf, leaves[path]) for path, leaf in found}
     _check_values(leaves, new, adapter.without_values(model))
     return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
 
@@ -208,7 +233,7 @@ def _name_of(model: Any) -> str:
     return type(model[0] if type(model) is tuple and model else model).__name__
 
 
-def _fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> tuple[Binding, str]:
+def fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> tuple[Binding, str]:
     """The binding of all leaves; or of the parameters, if the tree holds just these.
 
     With it what the tree leaves out in front of its paths: a Linen model's parameters on their own have no
@@ -234,9 +259,10 @@ def _owned_arrays(binding: Binding, leaves: Mapping[str, Any]) -> dict[str, np.n
     return {key: copies.setdefault(id(array), fresh(np.asarray(array))) for key, array in arrays.items()}
 
 
-def _with_metadata(
+def with_metadata(
     entries: Mapping[str, Any], destination: Any, binding: Binding, prefix: str
-) -> "OrderedDict[str, np.ndarray]":
+) -> "OrderedDict[str, Any]":
+    """These entries as torch's state_dict, with the versions of the modules as its `_metadata`."""
     result = OrderedDict(entries)
     before = getattr(destination, "_metadata", {})
     own = {(prefix + name).removesuffix("."): dict(value) for name, value in binding.versions.items()}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.foreign import as_numpy
+from jaxstate.lazy import Box, LazyArray, from_parts
 from jaxstate.rule import Arrays, Entry, Rename, Rule
 from jaxstate.template import names
 
@@ -253,6 +254,13 @@ class Sum(Entry):
                 sums[path] = sums[path] + term if path in sums else term
         return sums
 
+    def lazy_leaves(self, state_dict: Arrays) -> dict[str, LazyArray]:
+        terms: dict[str, list[tuple[LazyArray, str | None]]] = {path: [] for path in self.paths}
+        for part in self.parts:
+            for path, term in part.lazy_leaves(state_dict).items():
+                terms[path].append((term, part.dtype))
+        return {path: _lazy_sum(row) for path, row in terms.items()}
+
     def of(self, leaves: Arrays) -> "Sum":
         return replace(self, parts=tuple(part.of(leaves) for part in self.parts))
 
@@ -287,14 +295,29 @@ def same_bits(left: Any, right: Any) -> bool:
     >>> same_bits(np.float32([0.0]), np.float32([-0.0]))
     False
     """
+    if left is right:
+        return True
     left, right = as_numpy(left), as_numpy(right)
     same = left.shape == right.shape and left.dtype == right.dtype
+    if same and left.strides == right.strides and left.ctypes.data == right.ctypes.data:
+        return True  # one memory: what is tied in a file of torch's is not read twice, nor at all
     return same and np.ascontiguousarray(left).tobytes() == np.ascontiguousarray(right).tobytes()
 
 
 def _widened(term: Any, dtype: str | None) -> Any:
     """A term in the leaf's dtype if that holds it, so that a sum for a float32 leaf is no sum of bfloat16."""
     return term.astype(dtype) if dtype and np.can_cast(term.dtype, dtype, "safe") else term
+
+
+def _lazy_sum(terms: Sequence[tuple[LazyArray, str | None]]) -> LazyArray:
+    """The sum of terms, each in the dtype of its leaf if that holds it."""
+
+    def read(box: Box) -> Any:
+        first, *others = (_widened(term[box], dtype) for term, dtype in terms)
+        return sum(others, start=first)
+
+    empty = tuple(slice(0, 0, 1) for _ in terms[0][0].shape)
+    return from_parts(terms[0][0].shape, read(empty).dtype, read)
 
 
 def _zeros(leaf: Any) -> Any:

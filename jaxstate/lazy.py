@@ -89,6 +89,17 @@ class LazyArray:
         return array
 
 
+def from_parts(shape: tuple[int, ...], dtype: Any, part: Callable[[Box], Any]) -> LazyArray:
+    """The lazy array whose every part, and so the whole, is made by one function.
+
+    >>> x = np.arange(6).reshape(2, 3)
+    >>> lazy = from_parts((2, 3), x.dtype, lambda box: x[box])
+    >>> bool((np.asarray(lazy) == x).all()), lazy[1:].tolist()
+    (True, [[3, 4, 5]])
+    """
+    return LazyArray(shape, dtype, lambda: part(tuple(slice(0, n, 1) for n in shape)), part)
+
+
 def _steps(index: Any, shape: tuple[int, ...]) -> list[tuple[slice, Any]] | None:
     """For each axis the span that ints and slices touch and the index inside it; None for other indices.
 

@@ -5,17 +5,24 @@ is. A sharded template makes each process copy only the slices of its own device
 shares memory with the view.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh, NamedSharding, Sharding
+
+from jaxstate.errors import BindingError
+from jaxstate.lazy import Box, LazyArray
 
 ALIGNMENT = 64  # bytes; JAX on the CPU takes over an array that starts there, and copies any other
 PANEL = 64  # bytes of each row that a transposed copy writes at once: one line of the cache
 
 
-def place(view: np.ndarray, template: Any) -> Any:
+def place(view: np.ndarray | LazyArray, template: Any) -> Any:
     """An array with the template's dtype and sharding, and this view's values.
+
+    Of a lazy array each process makes the parts that its devices hold, each part once.
 
     The template may be a jax or numpy array or a `jax.ShapeDtypeStruct`. Its shape and dtype must fit: see
     `narrows`.
@@ -26,13 +33,57 @@ def place(view: np.ndarray, template: Any) -> Any:
     """
     dtype = np.dtype(template.dtype)
     if isinstance(template, np.ndarray):
-        return fresh(view, dtype)
-    sharding = getattr(template, "sharding", None)
-    if sharding is None or not getattr(template, "committed", True):
-        return jax.device_put(_filled(_aligned(view.shape, dtype), view))
-    return jax.make_array_from_callback(
-        view.shape, sharding, lambda index: _filled(_aligned(view[index].shape, dtype), view[index])
-    )
+        return fresh(np.asarray(view), dtype)
+    sharding = sharding_of(template)
+    if sharding is None:
+        return jax.device_put(_copied(np.asarray(view), dtype))
+    return jax.make_array_from_callback(view.shape, sharding, _once(lambda box: _copied(view[box], dtype)))
+
+
+def is_parted(template: Any) -> bool:
+    """True if this leaf is to lie in parts on several devices."""
+    sharding = sharding_of(template)
+    return sharding is not None and not sharding.is_fully_replicated
+
+
+def sharding_of(template: Any) -> Sharding | None:
+    """Where a template's leaf is to lie, if it says so.
+
+    Raises:
+        BindingError: it lies on a mesh without devices, and `jax.set_mesh` does not tell these.
+    """
+    sharding = getattr(template, "sharding", None) if getattr(template, "committed", True) else None
+    return None if sharding is None else concrete(sharding)
+
+
+def concrete(sharding: Sharding) -> Sharding:
+    """The sharding over the devices of the mesh that is set: `nnx.eval_shape` leaves them out.
+
+    Raises:
+        BindingError: another mesh is set, or none.
+    """
+    if not isinstance(sharding, NamedSharding) or not isinstance(sharding.mesh, AbstractMesh):
+        return sharding
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty or mesh.abstract_mesh != sharding.mesh:
+        where = f"as {sharding.spec} on a mesh {dict(sharding.mesh.shape)}"
+        raise BindingError(
+            f"a leaf is to lie {where} without devices; load inside of `with jax.set_mesh(mesh):`"
+        )
+    return NamedSharding(mesh, sharding.spec, memory_kind=sharding.memory_kind)
+
+
+def _once(make: Callable[[Box], np.ndarray]) -> Callable[[Any], np.ndarray]:
+    """The same function, which makes a part once for all the devices that hold it."""
+    made: dict[Any, np.ndarray] = {}
+
+    def part(index: Any) -> np.ndarray:
+        key = tuple((span.start, span.stop) for span in index)
+        if key not in made:
+            made[key] = make(index)
+        return made[key]
+
+    return part
 
 
 def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
@@ -43,10 +94,14 @@ def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
     >>> bool((copy == view).all()), copy.flags.c_contiguous, copy.flags.owndata
     (True, True, True)
     """
-    return _filled(np.empty(view.shape, dtype or view.dtype), view)
+    return filled(np.empty(view.shape, dtype or view.dtype), view)
 
 
-def _filled(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
+def _copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    return filled(_aligned(view.shape, dtype), view)
+
+
+def filled(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
     """The copy, with the view's values.
 
     A view whose rows lie across its memory is copied in panels, so that each line of the cache that is

@@ -5,9 +5,10 @@ keeps in one `in_proj_weight`, the layers that JAX stacks into one leaf. So keys
 and `{axis}` in one of them is an axis like any other: names and array together make one Layout.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from typing import Any
 
 import jax
@@ -16,6 +17,8 @@ import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
 from jaxstate.layout import Layout, insert_axis, tidy
+from jaxstate.lazy import Box, LazyArray, Made, from_parts
+from jaxstate.parts import dtype_of_stack, part, places
 from jaxstate.template import Values, fill, holes, names
 
 Arrays = Mapping[str, Any]
@@ -44,6 +47,15 @@ class Entry:
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         """The leaves of these torch arrays."""
         return {}
+
+    def lazy_leaves(self, state_dict: Arrays) -> dict[str, LazyArray]:
+        """The same leaves, a part of which reads what it needs; a rule that does not say how reads all."""
+        made = {path: np.asarray(leaf) for path, leaf in self.leaves(Made(state_dict)).items()}
+        return {path: LazyArray(leaf.shape, leaf.dtype, lambda x=leaf: x) for path, leaf in made.items()}
+
+    def lazy_state_dict(self, leaves: Arrays) -> dict[str, Any]:
+        """The same torch arrays, a part of which reads what it needs; likewise."""
+        return self.state_dict(Made(leaves))
 
     def of(self, leaves: Arrays) -> Any:
         """This rule with its leaves' shape and dtype."""
@@ -180,6 +192,34 @@ class Rule(Entry):
         """The leaves of these torch arrays: the inverse of `state_dict`."""
         return self._move(state_dict, self.key, self.path, self.layout.inverse)
 
+    def lazy_leaves(self, state_dict: Arrays) -> dict[str, LazyArray]:
+        """The same leaves; a part of one is read from the parts of the torch arrays that it is made of.
+
+        >>> rule = Rule("w", "w", "i o -> o i", shape=(3, 2))
+        >>> w = LazyArray((2, 3), "int64", lambda: None, lambda box: np.arange(6).reshape(2, 3)[box])
+        >>> rule.lazy_leaves({"w": w})["w"][1:, :1].tolist()  # the whole cannot be made
+        [[1], [2]]
+        """
+        return self._lazily(state_dict, self.key, self.path, self.layout)
+
+    def lazy_state_dict(self, leaves: Arrays) -> dict[str, LazyArray]:
+        """The same torch arrays; a part of one is read from the parts of the leaves that it is made of."""
+        return self._lazily(leaves, self.path, self.key, self.layout.inverse)
+
+    def places(self, path: str, box: Box) -> list[tuple[str, Box]]:
+        """Where torch's arrays have the values of a part of a leaf: keys, and a box of the array of each.
+
+        >>> rule = Rule("{l}", "w", "l i o -> o i", l=range(2), shape=(2, 6, 4))
+        >>> rule.places("w", (slice(1, 2), slice(3, 6), slice(0, 4)))
+        [('1', (slice(0, 4, None), slice(3, 6, None)))]
+        """
+        sizes, inner, outer = self._sizes, self._lengths(self.path), self._lengths(self.key)
+        given, wanted = next(row for row in self._rows(self.path, self.key) if path in row[0])
+        index = list(np.ndindex(*inner))[given.index(path)]
+        keys = dict(zip(np.ndindex(*outer), wanted, strict=True))
+        here = tuple(slice(i, i + 1) for i in index)
+        return [(keys[at], there) for at, there in places(self.layout, sizes, len(outer), (*here, *box))]
+
     def of(self, leaves: Arrays) -> "Rule":
         """This rule with its leaves' shape and dtype; they may be abstract.
 
@@ -223,22 +263,44 @@ class Rule(Entry):
         given = {name: getattr(self, name) for name in ("key", "path", "pattern", "buffer", "shape", "dtype")}
         return Rule(**{**given, **dict(self.names), **dict(self.sizes), **changes})
 
+    @property
+    def _sizes(self) -> dict[str, int]:
+        """The length of every axis."""
+        assert self.shape is not None
+        return self.layout.axes((*self._lengths(self.path), *self.shape))
+
     def _lengths(self, template: str) -> list[int]:
         """The lengths of the axes that live in this name and not in the other: they are stacked."""
         shared = set(holes(self.key)) & set(holes(self.path))
         return [len(dict(self.names)[axis]) for axis in holes(template) if axis not in shared]
 
     def _move(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, Any]:
-        values = dict(self.names)
-        shared = [axis for axis in holes(source) if axis in holes(target)]
         inner, outer = self._lengths(source), self._lengths(target)
         moved = {}
+        for given, wanted in self._rows(source, target):
+            parts = _unstack(layout(_stack([arrays[name] for name in given], inner)), outer)
+            moved |= zip(wanted, parts, strict=True)
+        return {name: moved[name] for name in names(target, dict(self.names))}
+
+    def _lazily(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, LazyArray]:
+        """What `_move` gives, by parts; the layout is that of the target to the left."""
+        sizes = self._sizes
+        inner, outer = self._lengths(source), self._lengths(target)
+        moved = {}
+        for given, wanted in self._rows(source, target):
+            stack = dict(zip(np.ndindex(*inner), [_readable(arrays[name]) for name in given], strict=True))
+            for index, name in zip(np.ndindex(*outer), wanted, strict=True):
+                moved[name] = _lazy(layout, sizes, stack, index)
+        return {name: moved[name] for name in names(target, dict(self.names))}
+
+    def _rows(self, source: str, target: str) -> Iterator[tuple[list[str], list[str]]]:
+        """The names on both sides of each layout, for each value of the axes that live in both."""
+        values = dict(self.names)
+        shared = [axis for axis in holes(source) if axis in holes(target)]
         for row in product(*(values[axis] for axis in shared)):
             here = dict(zip(shared, row, strict=True))
-            stack = _stack([arrays[name] for name in names(fill(source, here), values)], inner)
-            parts = _unstack(layout(stack), outer)
-            moved |= zip(names(fill(target, here), values), parts, strict=True)
-        return {name: moved[name] for name in names(target, values)}
+            given, wanted = (list(names(fill(side, here), values)) for side in (source, target))
+            yield given, wanted
 
 
 def _whole(key: str, path: str, pattern: str, sizes: Mapping[str, Any]) -> Layout:
@@ -272,6 +334,24 @@ def _stack(arrays: list[Any], lengths: list[int]) -> Any:
 
 def _unstack(array: Any, lengths: list[int]) -> list[Any]:
     return [array[index] for index in np.ndindex(*lengths)] if lengths else [array]
+
+
+def _readable(array: Any) -> Any:
+    return array if isinstance(array, LazyArray) else np.asarray(array)
+
+
+def _lazy(
+    layout: Layout, sizes: Mapping[str, int], stack: Mapping[tuple[int, ...], Any], index: tuple[int, ...]
+) -> LazyArray:
+    """The array at a place in the stack that the layout has to its left, made of the stack to its right."""
+    shape = [prod(sizes[axis] for axis in dim) for dim in layout.left[len(index) :]]
+    here, dtype = tuple(slice(i, i + 1) for i in index), dtype_of_stack(stack)
+
+    def read(box: Box) -> np.ndarray:
+        found = part(layout, sizes, stack, (*here, *box))
+        return found[(0,) * len(here)].astype(dtype, copy=False)
+
+    return from_parts(tuple(shape), dtype, read)
 
 
 def _compact(values: tuple[str | int, ...]) -> range | tuple[str | int, ...]:

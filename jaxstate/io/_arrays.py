@@ -148,7 +148,7 @@ def _from_jax(array) -> Leaf:
     if array.is_deleted():
         raise FileError("an array that was deleted or donated")
     if not array.is_fully_addressable:
-        raise FileError("an array with parts on other hosts; gather it first")
+        raise FileError("an array with parts on other hosts; jaxstate.sharded.save writes models of such")
     return Leaf(_row(array.dtype), array.shape, lambda: np.asarray(_unkept(array)))
 
 

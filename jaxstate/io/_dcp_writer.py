@@ -6,7 +6,7 @@ torch 2.0, and sets the fields that are newer.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import BinaryIO, NamedTuple
 
@@ -25,6 +25,16 @@ from ._zip_writer import ALIGNMENT
 VERSION = "1.0.0"
 
 _MODULE = "torch.distributed.checkpoint"
+
+
+class Chunk(NamedTuple):
+    """A part of a tensor: where it starts, its shape, and the bytes of the file that it is in."""
+
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    start: int
+    length: int
 
 
 class _Item(NamedTuple):
@@ -108,6 +118,27 @@ def _metadata(
         )
         for name, item in items.items()
     }
+    return _dumped(described, paths, places)
+
+
+def index_of(
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]], chunks: Mapping[str, Sequence[Chunk]]
+) -> bytes:
+    """The `.metadata` of a flat dict of tensors: of each torch's name of its dtype, its shape, its chunks."""
+    described = {name: _tensor(*found, chunks[name]) for name, found in tensors.items()}
+    places = {
+        _named("metadata.MetadataIndex", name, _size(chunk.offset)): _named(
+            "filesystem._StorageInfo", chunk.file, chunk.start, chunk.length
+        )
+        for name, row in chunks.items()
+        for chunk in row
+    }
+    return _dumped(described, {name: (name,) for name in tensors}, places)
+
+
+def _dumped(
+    described: Mapping[str, Opaque], paths: Mapping[str, Path], places: Mapping[Opaque, Opaque]
+) -> bytes:
     newer = {"planner_data": paths, "storage_data": places, "storage_meta": None, "version": VERSION}
     root = Opaque(Global(f"{_MODULE}.metadata", "Metadata"), (described,), newer)
     return dump(root, lambda value: value)
@@ -116,9 +147,14 @@ def _metadata(
 def _described(array: Leaf | None) -> Opaque:
     if array is None:
         return _named("metadata.BytesStorageMetadata")
-    properties = _named("metadata.TensorProperties", Global("torch", array.dtype.torch))
-    chunk = _named("metadata.ChunkStorageMetadata", _size((0,) * len(array.shape)), _size(array.shape))
-    return _named("metadata.TensorStorageMetadata", properties, _size(array.shape), [chunk])
+    whole = Chunk((0,) * len(array.shape), array.shape, "", 0, 0)
+    return _tensor(array.dtype.torch, array.shape, [whole])
+
+
+def _tensor(dtype: str, shape: tuple[int, ...], chunks: Sequence[Chunk]) -> Opaque:
+    properties = _named("metadata.TensorProperties", Global("torch", dtype))
+    parts = [_named("metadata.ChunkStorageMetadata", _size(c.offset), _size(c.shape)) for c in chunks]
+    return _named("metadata.TensorStorageMetadata", properties, _size(shape), parts)
 
 
 def _origin(item: _Item) -> Opaque | None:

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from jaxstate.errors import FileError
 
 from . import _index
-from ._arrays import Leaf
 from ._folder_writer import write_file, write_folder
 from ._safetensors_writer import Archive, checked
 from ._storages import alone
@@ -45,7 +44,7 @@ def save(obj: object, folder: str, max_shard_size: int | str) -> None:
     write_folder(
         folder,
         {name: archive.write for name, archive in archives.items()},
-        (INDEX, lambda names: _content(leaves, where, names, sum(sizes.values()))),
+        (INDEX, lambda names: index_content({key: names[where[key]] for key in leaves}, sum(sizes.values()))),
         stale=_old_files(folder),
         preferred=WHOLE,
     )
@@ -92,11 +91,9 @@ def _names(count: int) -> list[str]:
     return [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)]
 
 
-def _content(
-    leaves: Mapping[str, Leaf], where: Mapping[str, str], names: Mapping[str, str], size: int
-) -> bytes:
+def index_content(where: Mapping[str, str], size: int) -> bytes:
     """The index; its keys in the order of the dict, which the files of a split do not keep."""
-    content = {"metadata": {"total_size": size}, "weight_map": {key: names[where[key]] for key in leaves}}
+    content = {"metadata": {"total_size": size}, "weight_map": dict(where)}
     return (json.dumps(content, indent=2) + "\n").encode()
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxstate.errors import FileError
-from jaxstate.lazy import Box, LazyArray
+from jaxstate.lazy import Box, LazyArray, from_parts
 
 MAX_CORNERS = 1 << 22
 
@@ -88,8 +88,7 @@ def assembled(chunks: Sequence[Chunk], box: Box, dtype: np.dtype) -> np.ndarray:
 
 def joined(shape: tuple[int, ...], dtype: np.dtype, chunks: Sequence[Chunk]) -> LazyArray:
     """The array that chunks tile. Each time that it or a part is asked for, it is assembled anew."""
-    read = partial(assembled, chunks, dtype=dtype)
-    return LazyArray(shape, dtype, partial(read, tuple(slice(0, n, 1) for n in shape)), read)
+    return from_parts(shape, dtype, partial(assembled, chunks, dtype=dtype))
 
 
 def _shared(span: slice, offset: int, length: int) -> tuple[int, int]:

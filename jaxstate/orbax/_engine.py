@@ -55,7 +55,9 @@ def read_region(path: Path, name: str, region: Sequence[tuple[int, int]]) -> Any
     import tensorstore
 
     item, _, leaf = name.partition("/")
-    store = {"driver": "ocdbt", "base": f"file://{path / item}/", "path": f"{leaf}/"}
+    # Mapped, so that of a chunk, which may be all of an array, no more is read than the region.
+    base = {"driver": "file", "path": f"{path / item}/", "file_io_mode": {"mode": "memmap"}}
+    store = {"driver": "ocdbt", "base": base, "path": f"{leaf}/"}
     with named(f"{path} cannot be read"):
         array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
         return array[tuple(slice(*ends) for ends in region)].read().result()

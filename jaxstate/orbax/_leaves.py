@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
 from jaxstate.errors import CheckpointError
+from jaxstate.placement import concrete
 
 BYTES = ("uint2", "uint4", "float6_e2m3fn", "float6_e3m2fn", "float8_e4m3")
 NUMBERS: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "complex": complex}
@@ -142,7 +143,8 @@ def place_of(template: Any) -> Sharding | None:
     """Where a template's array lies or is to lie; None for one of numpy, and for a number."""
     if not isinstance(template, jax.Array | jax.ShapeDtypeStruct):
         return None
-    return template.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    here = template.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return concrete(here)
 
 
 def is_placeable(dtype: str) -> bool:

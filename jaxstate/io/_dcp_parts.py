@@ -1,0 +1,67 @@
+"""A folder of `torch.distributed.checkpoint` by many writers: each writes parts of tensors, one the index.
+
+The files are called as torch calls them, `__<rank>_0.distcp`, and `.metadata` comes last: until then nothing
+in the folder is a checkpoint.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxstate.errors import FileError
+
+from ._arrays import leaf
+from ._atomic import replacing
+from ._dcp_reader import METADATA
+from ._dcp_writer import Chunk, index_of
+from ._torch_writer import prepare
+from ._zip_writer import ALIGNMENT
+
+
+class Part(NamedTuple):
+    """A part of a tensor: its name, where the part starts, and its values."""
+
+    name: str
+    offset: tuple[int, ...]
+    values: np.ndarray
+
+
+def write_parts(folder: str, rank: int, parts: Iterable[Part]) -> bytes:
+    """Write one process's parts, one in memory after the other; gives what `write_index` is to know.
+
+    Raises:
+        FileError: the folder cannot be written; a dtype that torch does not have.
+    """
+    name, rows = f"__{rank}_0.distcp", []
+    try:
+        with replacing(os.path.join(folder, name)) as file:
+            for part in parts:
+                file.write(bytes(-file.tell() % ALIGNMENT))
+                start = file.tell()
+                prepare(part.values, part.name).write(file)
+                rows.append([part.name, part.offset, part.values.shape, name, start, file.tell() - start])
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written: {error.strerror or error}") from error
+    return json.dumps(rows).encode()
+
+
+def write_index(
+    folder: str, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], rows: Sequence[bytes]
+) -> None:
+    """Write `.metadata`, with which the folder is a checkpoint.
+
+    Args:
+        folder: that of the parts.
+        tensors: the dtype and shape of each.
+        rows: what `write_parts` gave in each process.
+    """
+    chunks: dict[str, list[Chunk]] = {name: [] for name in tensors}
+    for name, offset, shape, file, start, length in (row for text in rows for row in json.loads(text)):
+        chunks[name].append(Chunk(tuple(offset), tuple(shape), file, start, length))
+    found = {name: (leaf(np.empty(0, dtype)), shape) for name, (dtype, shape) in tensors.items()}
+    dtypes = {name: (array.dtype.torch, shape) for name, (array, shape) in found.items() if array}
+    with replacing(os.path.join(folder, METADATA)) as file:
+        file.write(index_of(dtypes, chunks))
