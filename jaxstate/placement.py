@@ -10,8 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstate.tiles import fill
+
 ALIGNMENT = 64  # bytes; JAX on the CPU takes over an array that starts there, and copies any other
-PANEL = 64  # bytes of each row that a transposed copy writes at once: one line of the cache
 
 
 def place(view: np.ndarray, template: Any) -> Any:
@@ -29,9 +30,9 @@ def place(view: np.ndarray, template: Any) -> Any:
         return fresh(view, dtype)
     sharding = getattr(template, "sharding", None)
     if sharding is None or not getattr(template, "committed", True):
-        return jax.device_put(_filled(_aligned(view.shape, dtype), view))
+        return jax.device_put(fill(_aligned(view.shape, dtype), view))
     return jax.make_array_from_callback(
-        view.shape, sharding, lambda index: _filled(_aligned(view[index].shape, dtype), view[index])
+        view.shape, sharding, lambda index: fill(_aligned(view[index].shape, dtype), view[index])
     )
 
 
@@ -43,22 +44,7 @@ def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
     >>> bool((copy == view).all()), copy.flags.c_contiguous, copy.flags.owndata
     (True, True, True)
     """
-    return _filled(np.empty(view.shape, dtype or view.dtype), view)
-
-
-def _filled(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """The copy, with the view's values.
-
-    A view whose rows lie across its memory is copied in panels, so that each line of the cache that is
-    read is used whole before it is lost; numpy's own copy would read it once for every element.
-    """
-    if copy.size == 0 or view.ndim < 2 or view.strides[-1] == view.itemsize:
-        copy[...] = view
-        return copy
-    width = max(1, PANEL // copy.itemsize)
-    for start in range(0, view.shape[-1], width):
-        copy[..., start : start + width] = view[..., start : start + width]
-    return copy
+    return fill(np.empty(view.shape, dtype or view.dtype), view)
 
 
 def narrows(found: Any, wanted: Any) -> bool:

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxstate"
 ROOMS = (
     "errors",
     "lazy",
+    "tiles",
     "table",
     "template",
     "layout",

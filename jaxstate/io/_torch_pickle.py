@@ -134,10 +134,9 @@ class Pickled:
 _UNTYPED = Global("torch.storage", "UntypedStorage")
 
 
-def content(payload: Payload | Storage) -> memoryview:
-    """The bytes of one storage."""
-    data = payload.data if isinstance(payload, Storage) else payload.fetch()
-    return np.ascontiguousarray(data).data
+def content(payload: Payload | Storage) -> np.ndarray:
+    """The array whose bytes in C order are one storage."""
+    return payload.data if isinstance(payload, Storage) else payload.fetch()
 
 
 def _checked(value: object) -> Leaf | None:
