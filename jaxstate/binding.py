@@ -130,6 +130,16 @@ class Binding:
         arrays = {key: array for rule in self.rules for key, array in rule.state_dict(leaves).items()}
         return {key: arrays[self._tied.get(key, key)] for key in self.keys}
 
+    def lazy(self, leaves: Arrays) -> dict[str, Any]:
+        """The same, with lazy arrays over the leaves: nothing large is made before it is asked for.
+
+        Raises:
+            BindingError: leaves that are missing, or that no rule names.
+        """
+        self._check_leaves(leaves)
+        arrays = {key: array for rule in self.rules for key, array in rule.lazy(leaves).items()}
+        return {key: arrays[self._tied.get(key, key)] for key in self.keys}
+
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         """The leaves of these torch arrays: the inverse of `state_dict`.
 

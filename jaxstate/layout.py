@@ -76,6 +76,27 @@ class Layout:
             array = array[tuple(slice(None, None, -1 if axis in self.flipped else None) for axis in target)]
         return array.reshape(_shape(self.right, sizes))
 
+    def at(self, array: Any, index: Mapping[str, int]) -> Any:
+        """A part of the torch-side array: at one place of each of the axes that lead it.
+
+        The part is taken first and moved then, where the axes stand alone on the JAX side, too.
+
+        >>> import numpy as np
+        >>> stack = np.arange(24).reshape(4, 2, 3)
+        >>> Layout("l i o -> l o i").at(stack, {"l": 3}).tolist() == stack[3].T.tolist()
+        True
+        """
+        if any((axis,) not in self.left or axis in self.flipped for axis in index):
+            return self(array)[tuple(index.values())]
+        box = (index.get(dim[0], slice(None)) if len(dim) == 1 else slice(None) for dim in self.left)
+        return self._without(index)(array[tuple(box)])
+
+    def _without(self, axes: Mapping[str, int]) -> "Layout":
+        left, arrow, right = self.pattern.partition("->")
+        kept = [*tokens(left), arrow, *tokens(right)]
+        sizes = {axis: size for axis, size in self.sizes if axis not in axes}
+        return Layout(" ".join(token for token in kept if token not in axes), **sizes) if axes else self
+
     @property
     def inverse(self) -> "Layout":
         """The layout from torch's side to JAX's: the same text, the sides exchanged.

@@ -5,8 +5,9 @@ keeps in one `in_proj_weight`, the layers that JAX stacks into one leaf. So keys
 and `{axis}` in one of them is an axis like any other: names and array together make one Layout.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -15,7 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
+from jaxstate.foreign import dtype_of
+from jaxstate.hosted import Hosted, hosted
 from jaxstate.layout import Layout, insert_axis, tidy
+from jaxstate.lazy import LazyArray
 from jaxstate.template import fill, holes, names
 
 Arrays = Mapping[str, Any]
@@ -34,6 +38,10 @@ class Entry:
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         """torch's arrays of these leaves."""
         return {}
+
+    def lazy(self, leaves: Arrays) -> dict[str, Any]:
+        """torch's arrays of these leaves, the large ones made when they are asked for."""
+        return self.state_dict(Hosted(leaves))
 
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         """The leaves of these torch arrays."""
@@ -166,6 +174,22 @@ class Rule(Entry):
         """torch's arrays of these leaves: numpy, jax or traced. They may share memory with the leaves."""
         return self._move(leaves, self.path, self.key, self.layout)
 
+    def lazy(self, leaves: Arrays) -> dict[str, LazyArray]:
+        """The same, each made when it is asked for: a view of a leaf in host memory, or a copy of its own."""
+        inner, outer = self._lengths(self.path), self._lengths(self.key)
+        shape = self.layout.shape((*inner, *leaves[self.paths[0]].shape))[len(outer) :]
+        dtype = np.result_type(*(dtype_of(leaves[path]) for path in self.paths))
+        made = {
+            key: LazyArray(shape, dtype, partial(self._made, [leaves[p] for p in paths], index), tied=True)
+            for paths, keys in self._groups(self.path, self.key)
+            for key, index in zip(keys, np.ndindex(*outer), strict=True)
+        }
+        return {key: made[key] for key in self.keys}
+
+    def _made(self, leaves: Sequence[Any], index: tuple[int, ...]) -> Any:
+        stack = _stack([hosted(leaf) for leaf in leaves], self._lengths(self.path))
+        return self.layout.at(stack, dict(zip(self._own_holes(self.key), index, strict=True)))
+
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         """The leaves of these torch arrays: the inverse of `state_dict`."""
         return self._move(state_dict, self.key, self.path, self.layout.inverse)
@@ -209,22 +233,29 @@ class Rule(Entry):
         given = {name: getattr(self, name) for name in ("key", "path", "pattern", "buffer", "shape", "dtype")}
         return Rule(**{**given, **dict(self.names), **dict(self.sizes), **changes})
 
-    def _lengths(self, template: str) -> list[int]:
-        """The lengths of the axes that live in this name and not in the other: they are stacked."""
+    def _own_holes(self, template: str) -> list[str]:
+        """The axes that live in this name and not in the other: their arrays are stacked."""
         shared = set(holes(self.key)) & set(holes(self.path))
-        return [len(dict(self.names)[axis]) for axis in holes(template) if axis not in shared]
+        return [axis for axis in holes(template) if axis not in shared]
 
-    def _move(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, Any]:
+    def _lengths(self, template: str) -> list[int]:
+        return [len(dict(self.names)[axis]) for axis in self._own_holes(template)]
+
+    def _groups(self, source: str, target: str) -> Iterator[tuple[list[str], list[str]]]:
+        """The names that are stacked together, and those of the parts of their stack."""
         values = dict(self.names)
         shared = [axis for axis in holes(source) if axis in holes(target)]
-        inner, outer = self._lengths(source), self._lengths(target)
-        moved = {}
         for row in product(*(values[axis] for axis in shared)):
             here = dict(zip(shared, row, strict=True))
-            stack = _stack([arrays[name] for name in names(fill(source, here), values)], inner)
-            parts = _unstack(layout(stack), outer)
-            moved |= zip(names(fill(target, here), values), parts, strict=True)
-        return {name: moved[name] for name in names(target, values)}
+            yield list(names(fill(source, here), values)), list(names(fill(target, here), values))
+
+    def _move(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, Any]:
+        inner, outer = self._lengths(source), self._lengths(target)
+        moved = {}
+        for sources, targets in self._groups(source, target):
+            stack = _stack([arrays[name] for name in sources], inner)
+            moved |= zip(targets, _unstack(layout(stack), outer), strict=True)
+        return {name: moved[name] for name in names(target, dict(self.names))}
 
 
 def _whole(key: str, path: str, pattern: str, sizes: Mapping[str, Any]) -> Layout:

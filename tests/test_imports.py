@@ -18,6 +18,7 @@ ROOMS = (
     "template",
     "layout",
     "foreign",
+    "hosted",
     "differences",
     "tree",
     "rule",

@@ -110,10 +110,10 @@ class Pickled:
 
     def _tensor(self, key: int) -> TensorRef:
         leaf = self._leaves[key][1]
-        if leaf.memory is None:
+        if leaf.memory is None and not leaf.tied:
             return self._ref(leaf, alone(leaf))
         if key not in self._tensors:
-            self._tensors[key] = self._ref(leaf, self._places[key])
+            self._tensors[key] = self._ref(leaf, self._places.get(key) or alone(leaf))
         return self._tensors[key]
 
     def _ref(self, leaf: Leaf, place: Place) -> TensorRef:
