@@ -19,6 +19,7 @@ from jaxstate.alignment import align as align_binding
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
+from jaxstate.lazy import LazyArray
 from jaxstate.placement import fresh, is_parted, narrows, place
 
 
@@ -124,7 +125,8 @@ def state_dict(
     prefix: str = "",
     destination: Mapping[str, Any] | None = None,
     recurse: bool = True,
-) -> "OrderedDict[str, np.ndarray]":
+    lazy: bool = False,
+) -> "OrderedDict[str, Any]":
     """A model's parameters and buffers under torch's keys, in torch's order, layouts and shapes.
 
     The arrays are numpy, contiguous, writable, and share memory with nothing, except that tied keys hold
@@ -138,16 +140,28 @@ def state_dict(
         prefix: put before every key.
         destination: entries to put in front, as when two models are saved in one; it is not changed.
         recurse: False for the model's own entries without those of its submodules.
+        lazy: True for LazyArrays over the model's leaves, to be saved: `js.save` makes one after the other
+            and copies none as a whole. They hold the model's arrays, and so the values that these have when
+            they are written.
 
     Raises:
         BindingError: leaves that do not fit the binding, or hold what torch has no place for.
+
+    >>> import jax.numpy as jnp
+    >>> from jaxstate.rule import Rule
+    >>> model, binding = {"w": jnp.arange(6.0).reshape(2, 3)}, Binding((Rule("weight", "w", "i o -> o i"),))
+    >>> lazy = state_dict(model, binding, lazy=True)["weight"]
+    >>> type(lazy).__name__, lazy.shape, bool((np.asarray(lazy) == model["w"].T).all())
+    ('LazyArray', (3, 2), True)
     """
     leaves = adapter_of(model).leaves(model)
     binding, collection = fitting(binding, model, leaves)
     leaves = {collection + path: leaf for path, leaf in leaves.items()}
     if refused := [line for rule in binding.rules for line in rule.refused_leaves(leaves)]:
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
-    arrays = _owned_arrays(binding, {path: np.asarray(leaf) for path, leaf in leaves.items()})
+    if abstract := [path for path, leaf in leaves.items() if isinstance(leaf, jax.ShapeDtypeStruct)]:
+        raise BindingError(f"these leaves are abstract and have no values: {quoted(abstract)}")
+    arrays = _owned(binding.lazy_state_dict(leaves), lazy)
     entries = {prefix + key: array for key, array in arrays.items() if recurse or "." not in key}
     if taken := sorted(set(entries) & set(destination or ())):
         raise BindingError(f"destination has these keys already: {quoted(taken)}; give another prefix")
@@ -252,11 +266,14 @@ def fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> t
     return binding.of(leaves), ""
 
 
-def _owned_arrays(binding: Binding, leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Every array in memory of its own; keys that are tied keep sharing theirs."""
-    copies: dict[int, np.ndarray] = {}
-    arrays = binding.state_dict(leaves)
-    return {key: copies.setdefault(id(array), fresh(np.asarray(array))) for key, array in arrays.items()}
+def _owned(arrays: Mapping[str, Any], lazy: bool) -> dict[str, Any]:
+    """Every array in memory of its own, one made after the other; keys that are tied keep sharing theirs."""
+    copies: dict[int, Any] = {}
+    for array in arrays.values():
+        if id(array) not in copies:
+            kept = lazy and isinstance(array, LazyArray)
+            copies[id(array)] = array if kept else fresh(np.asarray(array))
+    return {key: copies[id(array)] for key, array in arrays.items()}
 
 
 def with_metadata(

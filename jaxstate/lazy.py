@@ -29,6 +29,7 @@ class LazyArray:
         dtype: numpy's dtype of its elements, or what `numpy.dtype` takes.
         make: gives the values: an array of this shape and dtype, of numpy or JAX.
         part: gives the values inside of a Box; by default they are taken from the whole.
+        tied: True if this object under several keys is one tensor, whose storage a torch file has once.
 
     Raises:
         LayoutError: when it is made, and has another shape or dtype than it was to have.
@@ -43,6 +44,7 @@ class LazyArray:
     dtype: np.dtype
     make: Callable[[], Any] = field(repr=False)
     part: Callable[[Box], Any] | None = field(default=None, repr=False)
+    tied: bool = field(default=False, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -89,7 +91,9 @@ class LazyArray:
         return array
 
 
-def from_parts(shape: tuple[int, ...], dtype: Any, part: Callable[[Box], Any]) -> LazyArray:
+def from_parts(
+    shape: tuple[int, ...], dtype: Any, part: Callable[[Box], Any], tied: bool = False
+) -> LazyArray:
     """The lazy array whose every part, and so the whole, is made by one function.
 
     >>> x = np.arange(6).reshape(2, 3)
@@ -97,7 +101,7 @@ def from_parts(shape: tuple[int, ...], dtype: Any, part: Callable[[Box], Any]) -
     >>> bool((np.asarray(lazy) == x).all()), lazy[1:].tolist()
     (True, [[3, 4, 5]])
     """
-    return LazyArray(shape, dtype, lambda: part(tuple(slice(0, n, 1) for n in shape)), part)
+    return LazyArray(shape, dtype, lambda: part(tuple(slice(0, n, 1) for n in shape)), part, tied)
 
 
 def _steps(index: Any, shape: tuple[int, ...]) -> list[tuple[slice, Any]] | None:

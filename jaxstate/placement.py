@@ -14,9 +14,9 @@ from jax.sharding import AbstractMesh, NamedSharding, Sharding
 
 from jaxstate.errors import BindingError
 from jaxstate.lazy import Box, LazyArray
+from jaxstate.tiles import fill
 
 ALIGNMENT = 64  # bytes; JAX on the CPU takes over an array that starts there, and copies any other
-PANEL = 64  # bytes of each row that a transposed copy writes at once: one line of the cache
 
 
 def place(view: np.ndarray | LazyArray, template: Any) -> Any:
@@ -94,26 +94,11 @@ def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
     >>> bool((copy == view).all()), copy.flags.c_contiguous, copy.flags.owndata
     (True, True, True)
     """
-    return filled(np.empty(view.shape, dtype or view.dtype), view)
+    return fill(np.empty(view.shape, dtype or view.dtype), view)
 
 
 def _copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return filled(_aligned(view.shape, dtype), view)
-
-
-def filled(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
-    """The copy, with the view's values.
-
-    A view whose rows lie across its memory is copied in panels, so that each line of the cache that is
-    read is used whole before it is lost; numpy's own copy would read it once for every element.
-    """
-    if copy.size == 0 or view.ndim < 2 or view.strides[-1] == view.itemsize:
-        copy[...] = view
-        return copy
-    width = max(1, PANEL // copy.itemsize)
-    for start in range(0, view.shape[-1], width):
-        copy[..., start : start + width] = view[..., start : start + width]
-    return copy
+    return fill(_aligned(view.shape, dtype), view)
 
 
 def narrows(found: Any, wanted: Any) -> bool:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
+from jaxstate.hosted import Hosted, hosted
 from jaxstate.layout import Layout, insert_axis, tidy
 from jaxstate.lazy import Box, LazyArray, Made, from_parts
 from jaxstate.parts import dtype_of_stack, part, places
@@ -55,7 +56,7 @@ class Entry:
 
     def lazy_state_dict(self, leaves: Arrays) -> dict[str, Any]:
         """The same torch arrays, a part of which reads what it needs; likewise."""
-        return self.state_dict(Made(leaves))
+        return self.state_dict(Hosted(leaves))
 
     def of(self, leaves: Arrays) -> Any:
         """This rule with its leaves' shape and dtype."""
@@ -336,8 +337,12 @@ def _unstack(array: Any, lengths: list[int]) -> list[Any]:
     return [array[index] for index in np.ndindex(*lengths)] if lengths else [array]
 
 
-def _readable(array: Any) -> Any:
-    return array if isinstance(array, LazyArray) else np.asarray(array)
+def _readable(array: Any) -> np.ndarray | LazyArray:
+    """What parts can be taken of: a view of host memory; of what lies elsewhere, the parts asked for."""
+    here = hosted(array)
+    if isinstance(here, np.ndarray | LazyArray):
+        return here
+    return from_parts(here.shape, here.dtype, lambda box: np.asarray(here[box]))
 
 
 def _lazy(
@@ -351,7 +356,7 @@ def _lazy(
         found = part(layout, sizes, stack, (*here, *box))
         return found[(0,) * len(here)].astype(dtype, copy=False)
 
-    return from_parts(tuple(shape), dtype, read)
+    return from_parts(tuple(shape), dtype, read, tied=True)
 
 
 def _compact(values: tuple[str | int, ...]) -> range | tuple[str | int, ...]:

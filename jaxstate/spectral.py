@@ -63,6 +63,9 @@ class Spectral(Entry):
         v = matrix.T @ u
         return {**arrays, self.v: v / np.maximum(np.sqrt((v * v).sum()), 1e-12).astype(v.dtype)}
 
+    def lazy_state_dict(self, leaves: Arrays) -> dict[str, Any]:
+        return {**super().lazy_state_dict(leaves), **self.weight.lazy_state_dict(leaves)}
+
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         sigma = state_dict[self.u.key] @ (self._matrix(state_dict) @ state_dict[self.v])
         return {**self.weight.leaves(state_dict), **self.u.leaves(state_dict), self.sigma: np.asarray(sigma)}

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxstate"
 ROOMS = (
     "errors",
     "lazy",
+    "tiles",
     "table",
     "template",
     "renaming",
@@ -20,6 +21,7 @@ ROOMS = (
     "layout",
     "parts",
     "foreign",
+    "hosted",
     "differences",
     "tree",
     "rule",

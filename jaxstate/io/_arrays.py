@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from jaxstate.errors import FileError
+from jaxstate.lazy import LazyArray
 
 from ._dtypes import BY_NUMPY, BY_TORCH, Dtype
 from ._records import Global, Opaque, Raw
@@ -29,12 +30,14 @@ class Leaf:
         memory: the same array where it lies in memory that others may view, too, and None where it is a value
             of its own. torch updates tensors in place, so a JAX array, which is a value, must never come to
             share a storage with another.
+        tied: whether the same object under two keys is one tensor, though it has no memory yet.
     """
 
     dtype: Dtype
     shape: tuple[int, ...]
     fetch: Callable[[], np.ndarray]
     memory: np.ndarray | None = None
+    tied: bool = False
 
 
 def leaf(value: object) -> Leaf | None:
@@ -163,7 +166,8 @@ def _from_protocol(value) -> Leaf:
         getattr(value, "dtype", None), np.dtype
     ):
         row = _row(value.dtype)
-        return Leaf(row, value.shape, lambda: _made(value, row))
+        tied = isinstance(value, LazyArray) and value.tied
+        return Leaf(row, value.shape, lambda: _made(value, row), tied=tied)
     array = _read(value)
     return Leaf(_row(array.dtype), array.shape, lambda: array)
 

@@ -9,6 +9,7 @@ import sys
 from typing import BinaryIO, NamedTuple
 
 from jaxstate.errors import FileError
+from jaxstate.tiles import pieces
 
 from ._arrays import Leaf
 from ._dtypes import storage_itemsize
@@ -17,7 +18,6 @@ from ._pickle_writer import dump
 from ._records import Storage
 from ._storages import Payload
 from ._torch_pickle import Pickled, content, pickled
-from ._zip_writer import pieces
 
 _FACTS = {
     "protocol_version": VERSION,

@@ -13,12 +13,13 @@ from typing import BinaryIO
 import numpy as np
 
 from jaxstate.errors import FileError
+from jaxstate.tiles import pieces
 
 from ._arrays import Leaf, at, leaf
 from ._recognise import MAX_HEADER
 from ._safetensors_reader import METADATA
-from ._storages import alone, flat_bytes
-from ._zip_writer import ALIGNMENT, pieces
+from ._storages import alone
+from ._zip_writer import ALIGNMENT
 
 _DEFAULT_METADATA = {"format": "pt"}
 """What transformers asks of a file before it reads it."""
@@ -86,7 +87,7 @@ class Archive:
 
 def _write(file: BinaryIO, found: Leaf) -> None:
     # A function of its own, so that nothing holds this tensor while the next is made.
-    for piece in pieces(flat_bytes(found).data):
+    for piece in pieces(found.fetch()):
         file.write(piece)
 
 

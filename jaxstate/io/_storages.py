@@ -28,10 +28,10 @@ class Payload:
         return self.stop - self.start or self.leaf.dtype.itemsize * _count(self.leaf.shape)
 
     def fetch(self) -> np.ndarray:
-        """The bytes, contiguous, as uint8; copied only where the array is not contiguous."""
+        """The values, as they lie in memory: their bytes are those of the array in C order."""
         if self.stop:
             return _memory(self.leaf.memory, self.stop - self.start)
-        return flat_bytes(self.leaf)
+        return self.leaf.fetch()
 
 
 class Place(NamedTuple):
@@ -40,12 +40,6 @@ class Place(NamedTuple):
     payload: Payload
     offset: int
     strides: tuple[int, ...]
-
-
-def flat_bytes(leaf: Leaf) -> np.ndarray:
-    """The values of an array in C order, as uint8."""
-    values = leaf.fetch()
-    return np.ascontiguousarray(values).reshape(-1).view(np.uint8)
 
 
 def places(leaves: Sequence[Leaf]) -> list[Place]:

@@ -110,10 +110,10 @@ class Pickled:
 
     def _tensor(self, key: int) -> TensorRef:
         leaf = self._leaves[key][1]
-        if leaf.memory is None:
+        if leaf.memory is None and not leaf.tied:
             return self._ref(leaf, alone(leaf))
         if key not in self._tensors:
-            self._tensors[key] = self._ref(leaf, self._places[key])
+            self._tensors[key] = self._ref(leaf, self._places.get(key) or alone(leaf))
         return self._tensors[key]
 
     def _ref(self, leaf: Leaf, place: Place) -> TensorRef:
@@ -134,10 +134,9 @@ class Pickled:
 _UNTYPED = Global("torch.storage", "UntypedStorage")
 
 
-def content(payload: Payload | Storage) -> memoryview:
-    """The bytes of one storage."""
-    data = payload.data if isinstance(payload, Storage) else payload.fetch()
-    return np.ascontiguousarray(data).data
+def content(payload: Payload | Storage) -> np.ndarray:
+    """The array whose bytes in C order are one storage."""
+    return payload.data if isinstance(payload, Storage) else payload.fetch()
 
 
 def _checked(value: object) -> Leaf | None:

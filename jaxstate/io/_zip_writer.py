@@ -7,11 +7,14 @@ The padding stands in an extra field with id `FB`, as torch writes it
 
 import struct
 import zlib
-from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
 
+import numpy as np
+
+from jaxstate.tiles import PIECE, pieces
+
 ALIGNMENT = 64
-_PIECE = 1 << 20
 _MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF
 _VERSION, _UNIX, _UTF8, _EARLIEST = 45, 3 << 8, 0x800, 0x21
 _MODE = 0o644 << 16
@@ -35,24 +38,27 @@ class ZipWriter:
         self._file, self._start = file, file.tell()
         self._written: list[_Written] = []
 
-    def add(self, name: str, content: memoryview) -> None:
-        """Write one entry; its bytes are read from memory once, and from the cache the second time."""
-        place, size, raw = self._file.tell(), content.nbytes, name.encode()
+    def add(self, name: str, content: memoryview | np.ndarray) -> None:
+        """Write the bytes of one array, read from memory once, and from the cache the second time."""
+        array, place, raw = np.asarray(content), self._file.tell(), name.encode()
         offset = place - self._start
-        crc = zlib.crc32(content) if size <= _PIECE else 0
-        self._file.write(_local_header(raw, crc, size, offset))
-        if size <= _PIECE:
-            self._file.write(content)
-        else:
-            crc = self._stream(content)
+        small = [bytes(piece) for piece in pieces(array)] if array.nbytes <= PIECE else None
+        crc = zlib.crc32(b"".join(small or ()))
+        self._file.write(_local_header(raw, crc, array.nbytes, offset))
+        if small is None:
+            crc = self._stream(array)
             self._patch(place + _CRC_AT, struct.pack("<L", crc))
-        self._written.append(_Written(raw, crc, size, offset))
+        self._file.writelines(small or ())
+        self._written.append(_Written(raw, crc, array.nbytes, offset))
 
-    def _stream(self, content: memoryview) -> int:
+    def _stream(self, array: np.ndarray) -> int:
+        """Write the pieces, each while a second thread takes it into the checksum."""
         crc = 0
-        for piece in pieces(content):
-            crc = zlib.crc32(piece, crc)
-            self._file.write(piece)
+        with ThreadPoolExecutor(1) as pool:
+            for piece in pieces(array):
+                summed = pool.submit(zlib.crc32, piece, crc)
+                self._file.write(piece)
+                crc = summed.result()
         return crc
 
     def finish(self) -> None:
@@ -67,15 +73,6 @@ class ZipWriter:
         self._file.seek(position)
         self._file.write(content)
         self._file.seek(end)
-
-
-def pieces(content: memoryview) -> Iterator[memoryview]:
-    """The content in slices small enough to stay in cache between two uses.
-
-    >>> [len(piece) for piece in pieces(memoryview(bytes((1 << 20) + 3)))]
-    [1048576, 3]
-    """
-    return (content[at : at + _PIECE] for at in range(0, content.nbytes, _PIECE))
 
 
 def _local_header(name: bytes, crc: int, size: int, offset: int) -> bytes:

@@ -24,7 +24,8 @@ from jaxstate.io._shards import size_in_bytes
 from jaxstate.lazy import Box
 from jaxstate.orbax._engine import write
 from jaxstate.orbax._save import Training, new, prepared, whole
-from jaxstate.placement import ALIGNMENT, filled
+from jaxstate.placement import ALIGNMENT
+from jaxstate.tiles import fill
 
 
 def from_torch(
@@ -71,7 +72,7 @@ def from_torch(
     def place(leaf: Any, template: Any) -> np.ndarray:
         array = room.take(template.shape, np.dtype(template.dtype))
         for box in blocks(array.shape, max(1, block // array.dtype.itemsize)):
-            filled(array[(*box, ...)], leaf[box])
+            fill(array[(*box, ...)], leaf[box])
         return array
 
     def is_parted(template: Any) -> bool:

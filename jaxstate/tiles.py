@@ -1,0 +1,105 @@
+"""Copies of arrays that lie across their memory, made tile by tile, so that every byte that is read is used.
+
+numpy copies a transposed array in the order of the copy, and so jumps from row to row of the original: it
+reads a line of the cache for each element. Here a tile is copied first as it lies, into a buffer that stays
+in the cache, and from there across. The order of the tiles is that of the original, which is read once.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import product
+from math import prod
+
+import numpy as np
+
+ACROSS = 512  # elements of a row of the copy that one tile writes
+ALONG = 512  # bytes of a row of the original that one tile reads
+PADDING = 64  # bytes behind each row of the buffer: rows a power of two apart would fight for the same lines
+SMALL = 1 << 14  # bytes up to which one copy by numpy is faster than tiles are set up
+PIECE = 1 << 20  # bytes that stay in the cache between two uses
+
+Box = tuple[slice, ...]
+
+
+def fill(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
+    """The copy, after the view's values were written into it; they must not overlap.
+
+    >>> view = np.arange(20000.0).reshape(100, 200).T
+    >>> bool((fill(np.empty((200, 100)), view) == view).all())
+    True
+    """
+    axes = [axis for axis, size in enumerate(view.shape) if size > 1]
+    by_stride = sorted(axes, key=lambda axis: -abs(view.strides[axis]))
+    if view.nbytes <= SMALL or not axes or by_stride[-1] == axes[-1]:
+        copy[...] = view
+        return copy
+    target, bits = _as_bits(copy, view)
+    order = [axes[-1], *(axis for axis in by_stride if axis != axes[-1])]
+    sizes = _tile(view, order)
+    buffer = np.empty((sizes[0], prod(sizes[1:]) + max(1, PADDING // view.itemsize)), bits.dtype)
+    for box in _boxes(view.shape, dict(zip(order, sizes, strict=True)), by_stride):
+        tile = _shaped(buffer, bits[box].shape, order)
+        tile[...] = bits[box]
+        target[box] = tile
+    return copy
+
+
+def _as_bits(copy: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both as whole numbers of the same size: numpy copies these faster than the dtypes it does not know."""
+    if copy.dtype != view.dtype or view.itemsize not in (1, 2, 4, 8):
+        return copy, view
+    return copy.view(f"u{view.itemsize}"), view.view(f"u{view.itemsize}")
+
+
+def _tile(view: np.ndarray, order: Sequence[int]) -> list[int]:
+    """The lengths of a tile along these axes, of which the first is the last of the copy."""
+    room, lengths = max(1, ALONG // view.itemsize), []
+    for axis in reversed(order[1:]):
+        lengths.append(min(view.shape[axis], room))
+        room = max(1, room // view.shape[axis])
+    return [min(view.shape[order[0]], ACROSS), *reversed(lengths)]
+
+
+def _boxes(shape: Sequence[int], tile: dict[int, int], by_stride: Sequence[int]) -> Iterator[Box]:
+    """The boxes of this size that cover the shape, in the order of the original's memory."""
+    starts = [range(0, shape[axis], tile[axis]) for axis in by_stride]
+    for corner in product(*starts):
+        at = dict(zip(by_stride, corner, strict=True))
+        yield tuple(slice(at.get(axis, 0), at.get(axis, 0) + tile.get(axis, 1)) for axis in range(len(shape)))
+
+
+def _shaped(buffer: np.ndarray, shape: Sequence[int], order: Sequence[int]) -> np.ndarray:
+    """The part of the buffer that takes a tile of this shape, its rows as they lie in the original."""
+    whole = [*order, *(axis for axis in range(len(shape)) if axis not in order)]
+    sizes = [shape[axis] for axis in whole]
+    rows = buffer[: sizes[0], : prod(sizes[1:])].reshape(sizes)
+    return rows.transpose([whole.index(axis) for axis in range(len(shape))])
+
+
+def pieces(array: np.ndarray) -> Iterator[memoryview]:
+    """The bytes of an array in C order, in pieces that fit the cache; each holds until the next is asked for.
+
+    An array that is not contiguous is never copied as a whole.
+
+    >>> [len(piece) for piece in pieces(np.zeros((1 << 20) + 3, "int8"))]
+    [1048576, 3]
+    >>> b"".join(pieces(np.int8([[1, 2], [3, 4]]).T))
+    b'\\x01\\x03\\x02\\x04'
+    """
+    if array.flags.c_contiguous:
+        flat = array.reshape(-1).view(np.uint8)
+        yield from (flat[at : at + PIECE].data for at in range(0, flat.size, PIECE))
+    else:
+        yield from _copied(array, np.empty(min(array.nbytes, PIECE), np.uint8))
+
+
+def _copied(array: np.ndarray, room: np.ndarray) -> Iterator[memoryview]:
+    rows = room.size // max(1, array.nbytes // len(array))
+    if rows == 0:
+        for part in array:
+            yield from _copied(part, room)
+        return
+    for start in range(0, len(array), rows):
+        part = array[start : start + rows]
+        copy = room[: part.nbytes].view(array.dtype).reshape(part.shape)
+        fill(copy, part)
+        yield room[: part.nbytes].data
