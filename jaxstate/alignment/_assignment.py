@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 
 def best(scores: Sequence[Sequence[float]]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
@@ -23,6 +22,8 @@ def best(scores: Sequence[Sequence[float]]) -> tuple[list[tuple[int, int]], list
     >>> best([[0, 0], [0, 0]])
     ([], [(0, 0), (1, 1)])
     """
+    from scipy.optimize import linear_sum_assignment  # takes longer to import than all of jaxstate
+
     rows, columns = len(scores), len(scores[0])
     table = np.zeros((max(rows, columns),) * 2)
     table[:rows, :columns] = scores
