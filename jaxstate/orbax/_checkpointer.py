@@ -34,13 +34,13 @@ class Checkpointer:
     Args:
         folder: where the steps are; it is made if it is not there.
         every: `save` does nothing at steps that this does not divide.
-        keep: how many of the latest to keep; by default all.
+        keep: how many of the latest to keep; by default all, or one if something else is said below.
         best: keep these besides: `Best("loss")`, `Best("accuracy", 3, "max")`. `save` then needs the metric.
         keep_every: keep the steps that this divides besides.
         progress: show how far a save is, while `wait` waits for it.
 
     Raises:
-        CheckpointError: numbers below one.
+        CheckpointError: numbers below one; a mode of `best` that is neither "min" nor "max".
 
     >>> import tempfile, numpy as np
     >>> from jaxstate.binding import Rule
@@ -67,6 +67,10 @@ class Checkpointer:
         numbers = {"every": every, "keep": keep, "keep_every": keep_every, "best.count": best and best.count}
         if wrong := [f"{name}={n}" for name, n in numbers.items() if n is not None and n < 1]:
             raise CheckpointError(f"{', '.join(wrong)}: these are counts, of one at least")
+        if best is not None and best.mode not in ("min", "max"):
+            raise CheckpointError(f'{best}: the mode is "min" or "max"')
+        if keep is None and (best or keep_every):
+            keep = 1  # the latest is where a training goes on
         self.folder = Path(folder).absolute()
         self.every = every
         self.best = best

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as v0
 import pytest
 from flax import nnx
 from orbax.checkpoint import v1 as ocp
@@ -40,7 +41,8 @@ LOSSES = [4.0, 2.0, 1.0, 0.0, 1.5, 2.5, 3.5]
         ({"keep": 2}, [5, 6]),
         ({"best": Best("loss", 2), "keep": 1}, [2, 3, 6]),
         ({"best": Best("loss", 1, "max"), "keep": 1}, [0, 6]),
-        ({"best": Best("loss", 1, "max")}, [0]),
+        ({"best": Best("loss", 1, "max")}, [0, 6]),
+        ({"keep_every": 4}, [0, 4, 6]),
         ({"keep": 1, "keep_every": 4}, [0, 4, 6]),
         ({"every": 3}, [0, 3, 6]),
         ({"every": 2, "keep": 2, "best": Best("loss")}, [2, 4, 6]),
@@ -107,11 +109,17 @@ def test_orbax_opens_the_steps(tmp_path):
         assert theirs.latest.step == 4 and theirs.latest.metrics == {"loss": 0.5, "other": 0.0}
         found = theirs.load_checkpointables(4, {"params": {"w": np.empty(3, "f")}})
     assert found["params"]["w"].tolist() == [4, 1, 2]
+    with v0.CheckpointManager(tmp_path) as theirs:
+        params = v0.args.StandardRestore({"w": np.empty(3, "f")})
+        found = theirs.restore(4, args=v0.args.Composite(params=params))
+    assert found["params"]["w"].tolist() == [4, 1, 2]
 
 
 def test_refusals(tmp_path):
     with pytest.raises(CheckpointError, match="every=0, keep=-1: these are counts"):
         Checkpointer(tmp_path / "x", every=0, keep=-1)
+    with pytest.raises(CheckpointError, match='the mode is "min" or "max"'):
+        Checkpointer(tmp_path / "x", best=Best("loss", 1, "least"))
     with Checkpointer(tmp_path, best=Best("loss")) as checkpoints:
         with pytest.raises(CheckpointError, match="has no checkpoint; its steps are"):
             checkpoints.restore()
