@@ -312,6 +312,11 @@ def _completed(part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, An
     if abstract := [path for path, leaf in own.items() if isinstance(leaf, jax.ShapeDtypeStruct)]:
         problem = f"strict=False keeps the model's own values, and {abstract[0]} is abstract and has none"
         raise StateDictError("the model", comparison.missing_keys, problems=[problem])
+    if far := [p for p, x in own.items() if isinstance(x, jax.Array) and not x.is_fully_addressable]:
+        problem = (
+            f"strict=False keeps the model's own values, and {far[0]} lies on several processes; pass only="
+        )
+        raise StateDictError("the model", comparison.missing_keys, problems=[problem])
     kept = part.state_dict({path: np.asarray(leaf) for path, leaf in own.items()})
     return {**known, **{key: kept[key] for key in comparison.missing_keys}}
 

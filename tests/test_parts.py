@@ -1,6 +1,7 @@
 """A part of a leaf is what the whole has there, and no more of torch's arrays is read than makes it."""
 
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +158,27 @@ def test_places_across_names(name):
     box = tuple(slice(n // 2, n) for n in shape)
     found = [arrays[key][there].ravel() for key, there in rule.places(path, box)]
     assert sorted(np.concatenate(found)) == sorted(leaves[path][box].ravel())
+
+
+def resident(name):
+    """The bytes of a mapped file that this process has touched."""
+    rows = iter(Path("/proc/self/smaps").read_text().splitlines())
+    sizes = [int(next(row for row in rows if row.startswith("Rss"))[4:-2]) for line in rows if name in line]
+    return sum(sizes) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's account of memory")
+@pytest.mark.parametrize("name", ["rows.pt", "rows.safetensors"])
+def test_no_page_of_a_mapped_file_is_touched_without_need(tmp_path, name):
+    """A quarter of the heads of a fused projection: a quarter of the file, in three runs."""
+    torch = np.arange(3 * 8 * 16 * 4096, dtype="float32").reshape(3 * 8 * 16, 4096)
+    js.save({"qkv": torch, "rest": torch}, tmp_path / name)
+    rule = js.Rule("qkv", "{p}", "d n k -> (p n k) d", p="qkv").of(
+        dict.fromkeys("qkv", np.empty((4096, 8, 16)))
+    )
+    lazy = rule.lazy_leaves(js.load(tmp_path / name))
+    before = resident(name)
+    for n, path in enumerate("qkv"):
+        found = np.array(lazy[path][:, 2:4])
+        assert np.array_equal(found, torch.reshape(3, 8, 16, 4096)[n, 2:4].transpose(2, 0, 1))
+    assert 0.9 * torch.nbytes / 4 < resident(name) - before < torch.nbytes / 4 + 6 * 2**17

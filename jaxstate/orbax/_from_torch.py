@@ -98,7 +98,7 @@ class Scratch:
         size = max(1, sum(map(_padded, sizes)))
         try:
             with tempfile.TemporaryFile(dir=folder) as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+                _claim(file.fileno(), size)
                 self._bytes = np.frombuffer(mmap.mmap(file.fileno(), size), np.uint8)
         except OSError as error:
             raise CheckpointError(
@@ -112,6 +112,14 @@ class Scratch:
         piece = self._bytes[self._start : self._start + size]
         self._start += _padded(size)
         return piece.view(dtype).reshape(shape)
+
+
+def _claim(file: int, size: int) -> None:
+    """Make a file so long; where the system can, on blocks of the disk that are its own from now on."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file, 0, size)
+    else:
+        os.ftruncate(file, size)
 
 
 def blocks(shape: tuple[int, ...], limit: int) -> Iterator[Box]:
