@@ -1,16 +1,11 @@
 """Move weights and training between PyTorch and JAX: pure functions to and from torch's state_dict."""
 
-from jaxstate import averaging as averaging
-from jaxstate import containers as containers
-from jaxstate import optim as optim
-from jaxstate import orbax as orbax
-from jaxstate import sharded as sharded
-from jaxstate import testing as testing
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from jaxstate.alignment import Alignment as Alignment
 from jaxstate.binding import Binding as Binding
 from jaxstate.comparison import Comparison as Comparison
-from jaxstate.containers import Checkpoint as Checkpoint
-from jaxstate.containers import load_checkpoint as load_checkpoint
 from jaxstate.convert import align as align
 from jaxstate.convert import bind as bind
 from jaxstate.convert import load_state_dict as load_state_dict
@@ -32,3 +27,29 @@ from jaxstate.io import save as save
 from jaxstate.layout import Layout as Layout
 from jaxstate.lazy import LazyArray as LazyArray
 from jaxstate.rule import Rule as Rule
+
+if TYPE_CHECKING:
+    from jaxstate import averaging as averaging
+    from jaxstate import containers as containers
+    from jaxstate import optim as optim
+    from jaxstate import orbax as orbax
+    from jaxstate import sharded as sharded
+    from jaxstate import testing as testing
+    from jaxstate.containers import Checkpoint as Checkpoint
+    from jaxstate.containers import load_checkpoint as load_checkpoint
+
+_ROOMS = ("averaging", "containers", "optim", "orbax", "sharded", "testing")
+_IN_CONTAINERS = ("Checkpoint", "load_checkpoint")
+
+
+def __getattr__(name: str) -> Any:
+    """Rooms that not every program enters are opened when they are named; they take most of the time."""
+    if name in _ROOMS:
+        return import_module(f"jaxstate.{name}")
+    if name in _IN_CONTAINERS:
+        return getattr(import_module("jaxstate.containers"), name)
+    raise AttributeError(f"module 'jaxstate' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ROOMS, *_IN_CONTAINERS])
