@@ -2,6 +2,7 @@
 
 from jaxstate import averaging as averaging
 from jaxstate import containers as containers
+from jaxstate import display as display
 from jaxstate import optim as optim
 from jaxstate import orbax as orbax
 from jaxstate import testing as testing
