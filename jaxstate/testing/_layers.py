@@ -100,7 +100,8 @@ class Run:
         order = None
         if theirs.input is not None and theirs.input.ndim:
             order = order_of(self.port.binding, pair.name, theirs.input.shape[-1])
-        after = order if np.ndim(self.entries.get(f"{pair.name}.weight")) == 1 else None
+        weight = self.entries.get(f"{pair.name}.weight")
+        after = order if weight is not None and weight.ndim == 1 else None
         outputs = [best_match(theirs.output, a, after) for a in floating(ours.outputs).values()]
         closest = min((m for m in outputs if m), key=lambda m: m.distance.relative, default=None)
         read = best_match(theirs.input, ours.input, order)
