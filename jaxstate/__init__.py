@@ -31,6 +31,7 @@ from jaxstate.rule import Rule as Rule
 if TYPE_CHECKING:
     from jaxstate import averaging as averaging
     from jaxstate import containers as containers
+    from jaxstate import display as display
     from jaxstate import optim as optim
     from jaxstate import orbax as orbax
     from jaxstate import sharded as sharded
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from jaxstate.containers import Checkpoint as Checkpoint
     from jaxstate.containers import load_checkpoint as load_checkpoint
 
-_ROOMS = ("averaging", "containers", "optim", "orbax", "sharded", "testing")
+_ROOMS = ("averaging", "containers", "display", "optim", "orbax", "sharded", "testing")
 _IN_CONTAINERS = ("Checkpoint", "load_checkpoint")
 
 

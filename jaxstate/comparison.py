@@ -1,8 +1,13 @@
 """Comparison: what a state_dict has and lacks beside a Binding, and raises nothing unless asked."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 
 from jaxstate.errors import Mismatch, StateDictError, padded_rows, size_mismatch
+from jaxstate.table import html_table
+
+COLUMNS = ("key", "what", "in the file", "in the model")
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,23 @@ class Comparison:
         sizes = [size_mismatch(*mismatch) for mismatch in self.mismatched]
         rows = [line for mismatch in self.mismatched if (line := padded_rows(*mismatch))]
         return StateDictError(name, self.missing_keys, self.unexpected_keys, [*sizes, *self.problems, *rows])
+
+    @property
+    def rows(self) -> list[tuple[str, str, str, str]]:
+        """A line for each key that does not fit, or was left alone."""
+        return list(self._rows())
+
+    def _rows(self) -> Iterator[tuple[str, str, str, str]]:
+        yield from ((key, "missing", "", "there") for key in self.missing_keys)
+        yield from ((key, "unexpected", "there", "") for key in self.unexpected_keys)
+        yield from ((m.key, "size mismatch", str(m.found), str(m.expected)) for m in self.mismatched)
+        yield from ((key, "left alone", "", "there") for key in self.untouched_keys)
+        yield from ((key, "left alone", "there", "") for key in self.ignored_keys)
+
+    def _repr_html_(self) -> str:
+        said = ["&lt;All keys matched successfully&gt;"] if self else map(escape, self.problems)
+        rows = html_table(COLUMNS, self.rows) if self.rows else ""
+        return "".join(f"<p>{line}</p>" for line in said) + rows
 
     def __str__(self) -> str:
         return "<All keys matched successfully>" if self else str(self.error())

@@ -1,30 +1,73 @@
-"""Bindings, state_dicts and losses as tables that rich draws, in a terminal and in a notebook."""
+"""Bindings, state_dicts and losses as tables: text where it is printed, HTML in a notebook, drawn by rich.
+
+Binding, Comparison, Alignment and Checkpoint show themselves; a state_dict is a plain dict and is shown here.
+"""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
-
-from rich.markup import escape
-from rich.table import Table
 
 from jaxstate.binding import COLUMNS, Binding
 from jaxstate.containers import Checkpoint
 from jaxstate.containers._checkpoint import COLUMNS as PARTS
+from jaxstate.table import html_table, table
+
+
+@dataclass(frozen=True, repr=False)
+class Table:
+    """Rows of text under a head and a title.
+
+    >>> print(Table("sizes", ("key", "size"), (("fc.bias", "(3,)"),)))
+    sizes
+    key      size
+    -------  ----
+    fc.bias  (3,)
+    """
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        return f"{self.title}\n{table(self.head, self.rows)}"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return f"<p><b>{escape(self.title)}</b></p>{html_table(self.head, self.rows)}"
+
+    def __rich__(self) -> Any:
+        from rich.markup import escape as plain  # imported by those who draw with rich
+        from rich.table import Table as Drawn
+
+        drawn = Drawn(*self.head, title=self.title, title_justify="left", title_style="bold", expand=False)
+        for row in self.rows:
+            drawn.add_row(*map(plain, row))
+        return drawn
 
 
 def state_dict_table(state_dict: Mapping[str, Any], title: str = "state_dict") -> Table:
-    """A module's state_dict, as PyTorch's recipe prints it: every key with its size."""
-    rows = [(key, f"torch.Size({list(array.shape)})", str(array.dtype)) for key, array in state_dict.items()]
+    """A module's state_dict, as PyTorch's recipe prints it: every key with its size.
+
+    Args:
+        state_dict: arrays or tensors by torch's keys; what is no array is shown as it prints.
+
+    >>> import numpy as np
+    >>> print(state_dict_table({"fc.bias": np.zeros(3, "float32")}))
+    state_dict
+    key      size             dtype
+    -------  ---------------  -------
+    fc.bias  torch.Size([3])  float32
+    """
+    rows = [(key, _size(value), str(getattr(value, "dtype", ""))) for key, value in state_dict.items()]
     return _table(title, ("key", "size", "dtype"), rows)
 
 
 def optimizer_table(state_dict: Mapping[str, Any], title: str = "optimizer's state_dict") -> Table:
     """An optimizer's state_dict: what it keeps for each id, then its groups with their options."""
     rows = [
-        (
-            f"state[{number}]",
-            name,
-            f"torch.Size({list(value.shape)})" if hasattr(value, "shape") else repr(value),
-        )
+        (f"state[{number}]", name, _size(value))
         for number, entries in state_dict["state"].items()
         for name, value in entries.items()
     ]
@@ -55,8 +98,9 @@ def losses_table(
     return _table(title, ("step", "torch", "JAX", "relative difference"), rows)
 
 
+def _size(value: Any) -> str:
+    return f"torch.Size({list(value.shape)})" if hasattr(value, "shape") else repr(value)
+
+
 def _table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(*head, title=title, title_justify="left", title_style="bold", expand=False)
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    return table
+    return Table(title, tuple(head), tuple(map(tuple, rows)))

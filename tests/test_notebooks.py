@@ -1,5 +1,7 @@
 """Every notebook runs from top to bottom; its claims are assertions in its cells."""
 
+import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -17,5 +19,8 @@ def test_there_are_notebooks():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs_from_top_to_bottom(path, tmp_path):
     notebook = nbformat.read(path, as_version=4)
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    if not all(map(find_spec, {"torch", "transformers", "safetensors"} & set(re.findall(r"\w+", code)))):
+        pytest.skip("it is judged by a library that is not installed")
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert any("assert" in cell.source for cell in notebook.cells)

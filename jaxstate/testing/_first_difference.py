@@ -97,7 +97,7 @@ def _within(run: Run, layer: Layer, rtol: float) -> Difference | None:
         return None
     ours = layer.ours.output
     tried = suspicions(run, layer)
-    causes = _confirmed(((s.says, s.mend, s.run) for s in tried), ours, before, rtol)
+    causes = _confirmed(((s.says, s.mend, s.run) for s in tried), ours, before, rtol, layer.output_order)
     causes = causes or tuple(_proportional(layer.output, rtol))
     if not causes and before <= rtol:
         return None
@@ -220,9 +220,10 @@ def _confirmed(
     ours: np.ndarray | None,
     before: float,
     rtol: float,
+    order: np.ndarray | None = None,
 ) -> tuple[Cause, ...]:
     """The mistakes that reproduce JAX's output."""
-    errors = ((says, mend, _tried(again, ours)) for says, mend, again in tries)
+    errors = ((says, mend, _tried(again, ours, order)) for says, mend, again in tries)
     return _best_first([Cause(*tried) for tried in errors if tried[-1] <= min(rtol, before / LESS)])
 
 

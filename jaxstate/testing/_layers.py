@@ -25,6 +25,7 @@ class Layer:
         input: the first arguments, laid over each other; None where they cannot be.
         output: the first results likewise.
         order: of the last axis of what it reads, where torch flattens an image in another.
+        output_order: the same of what it returns; a norm passes the order on, a matrix does not.
     """
 
     pair: Pair
@@ -34,6 +35,7 @@ class Layer:
     input: Match | None
     output: Match | None
     order: np.ndarray | None = None
+    output_order: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -98,11 +100,12 @@ class Run:
         order = None
         if theirs.input is not None and theirs.input.ndim:
             order = order_of(self.port.binding, pair.name, theirs.input.shape[-1])
-        outputs = [best_match(theirs.output, a) for a in floating(ours.outputs).values()]
+        weight = self.entries.get(f"{pair.name}.weight")
+        after = order if weight is not None and weight.ndim == 1 else None
+        outputs = [best_match(theirs.output, a, after) for a in floating(ours.outputs).values()]
         closest = min((m for m in outputs if m), key=lambda m: m.distance.relative, default=None)
-        return Layer(
-            pair, theirs, ours, position, best_match(theirs.input, ours.input, order), closest, order
-        )
+        read = best_match(theirs.input, ours.input, order)
+        return Layer(pair, theirs, ours, position, read, closest, order, after)
 
 
 def differs(match: Match | None, rtol: float) -> bool:

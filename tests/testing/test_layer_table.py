@@ -61,3 +61,42 @@ def test_outputs_of_other_shapes_are_said_to_be():
     model = js.load_state_dict(nnx.Conv(3, 4, (3, 3), rngs=nnx.Rngs(0)), theirs.state_dict(), binding)
     found = compare(theirs, model, np.ones((1, 3, 5, 6), "float32"), input_layout="n h w c -> n c h w")
     assert [row.cells[4] for row in found.rows] == ["other shape", "other shape"]
+
+
+class TorchNormed(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.fc = (
+            torch.nn.Conv2d(3, 4, 1),
+            torch.nn.BatchNorm1d(24),
+            torch.nn.Linear(24, 5),
+        )
+
+    def forward(self, x):
+        return self.fc(self.norm(self.conv(x).flatten(1)))
+
+
+class Normed(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (1, 1), rngs=rngs)
+        self.norm = nnx.BatchNorm(24, momentum=0.9, epsilon=1e-5, use_running_average=True, rngs=rngs)
+        self.fc = nnx.Linear(24, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.fc(self.norm(self.conv(x).reshape(len(x), -1)))
+
+
+def test_a_norm_behind_a_flatten_is_compared_in_torchs_order():
+    torch.manual_seed(0)
+    theirs, x = TorchNormed(), torch.randn(7, 3, 2, 3)
+    theirs(3 * x + 1)
+    theirs.eval()
+    model = Normed(nnx.Rngs(0))
+    binding = js.bind(model, np.ones((1, 2, 3, 3), "float32"))
+    model = js.load_state_dict(model, theirs.state_dict(), binding)
+    rows = compare(theirs, model, x, input_layout="n h w c -> n c h w").rows
+    assert [row.name for row in rows] == ["conv", "norm", "fc", "output"]
+    assert max(row.distance.relative for row in rows) < 1e-6
+    model.norm.epsilon = 0.1
+    with pytest.raises(js.ParityError, match='first layer that differs: "norm"(?s:.*)cause: .*eps 0.1'):
+        js.testing.assert_same_outputs(theirs, model, x, input_layout="n h w c -> n c h w")
