@@ -16,7 +16,12 @@ MOST_HEADS = 4  # all orders of so few heads are tried
 
 
 def variants(
-    tail: str, array: np.ndarray, blocks: Sequence[str] = (), heads: int = 1, images: Sequence[tuple] = ()
+    tail: str,
+    array: np.ndarray,
+    blocks: Sequence[str] = (),
+    heads: int = 0,
+    depth: int = 0,
+    images: Sequence[tuple] = (),
 ) -> Iterator[Variant]:
     """Mistaken forms of one entry.
 
@@ -24,14 +29,14 @@ def variants(
         tail: its name in its module.
         array: in torch's layout.
         blocks: names of what one of its axes consists of: gates, or query, key and value.
-        heads: of attention.
+        heads, depth: of attention; 0 if unknown. Keys may have fewer heads, of the same depth.
         images: shapes (C, H, W) that a layer may have flattened to its columns.
     """
     if array.ndim == 2 and array.shape[0] == array.shape[1]:
         yield "transposed", array.T
     yield from _spatial(array) if array.ndim > 2 else ()
     yield from _ordered(array, blocks) if blocks else ()
-    yield from _regrouped(array, max(1, len(blocks)), heads) if heads > 1 else ()
+    yield from _regrouped(array, max(1, len(blocks)), heads, depth) if heads > 1 or depth else ()
     yield from _flattened(array, images) if array.ndim == 2 else ()
     yield "zero everywhere", np.zeros_like(array)
     yield from _counted(array) if array.ndim > 1 else ()
@@ -83,13 +88,14 @@ def _ordered(array: np.ndarray, blocks: Sequence[str]) -> Iterator[Variant]:
                 )
 
 
-def _regrouped(array: np.ndarray, blocks: int, heads: int) -> Iterator[Variant]:
+def _regrouped(array: np.ndarray, blocks: int, heads: int, depth: int) -> Iterator[Variant]:
     """Rows of queries, keys and values, or columns of the output, divided into heads in another way."""
     for axis in range(min(2, array.ndim)):
         rows = np.moveaxis(array, axis, 0)
         for count in sorted({blocks, 1}, reverse=True):
-            if len(rows) % (count * heads) == 0:
-                yield from ((words, np.moveaxis(a, 0, axis)) for words, a in _turned(rows, count, heads))
+            n = len(rows) // (count * depth) if depth else heads
+            if n > 1 and len(rows) % (count * n) == 0:
+                yield from ((words, np.moveaxis(a, 0, axis)) for words, a in _turned(rows, count, n))
 
 
 def _turned(rows: np.ndarray, count: int, heads: int) -> Iterator[Variant]:

@@ -17,6 +17,7 @@ from jaxstate.testing._torch_side import called_again
 from jaxstate.testing._variants import Variant, explained, variants
 
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
+DEPTHS = ("head_dim", "attention_head_size", "key_value_proj_dim")
 QKV = ("query", "key", "value")
 GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
 
@@ -86,18 +87,20 @@ def _of_another(run: Run, prefix: str, tails: Mapping[str, np.ndarray]) -> Itera
 
 
 def _variants(run: Run, layer: Layer, module: Any, tail: str, array: np.ndarray) -> Iterator[Variant]:
-    heads = heads_near(run.port.theirs, layer.theirs.name)
+    near = lambda names: _nearest(run.port.theirs, layer.theirs.name, names)  # noqa: E731
+    heads, depth = near(HEADS), near(DEPTHS)
     gates = GATES.get(type(module).__name__.removesuffix("Cell"), ())
-    fused = heads > 1 and (tail.startswith("in_proj") or 3 * min(array.shape) == max(array.shape))
-    return variants(tail, array, QKV if fused else gates, heads, run.images)
+    is_attention = heads > 1 or depth > 0
+    fused = is_attention and (tail.startswith("in_proj") or 3 * min(array.shape) == max(array.shape))
+    return variants(tail, array, QKV if fused else gates, heads, depth, run.images)
 
 
-def heads_near(module: Any, name: str) -> int:
-    """How many heads the attention has that a layer is part of, by the names that libraries give it."""
+def _nearest(module: Any, name: str, attributes: Sequence[str]) -> int:
+    """A number that a layer's module, or the nearest one around it, has under one of these names."""
     parts = name.split(".")
-    nearest = (module.get_submodule(".".join(parts[:n])) for n in range(len(parts), -1, -1))
-    counts = (getattr(m, attribute, None) for m in nearest for attribute in HEADS)
-    return next((int(n) for n in counts if isinstance(n, int)), 1)
+    around = (module.get_submodule(".".join(parts[:n])) for n in range(len(parts), -1, -1))
+    found = (getattr(m, attribute, None) for m in around for attribute in attributes)
+    return next((n for n in found if isinstance(n, int)), 0)
 
 
 def _close(one: np.ndarray, other: np.ndarray) -> bool:
