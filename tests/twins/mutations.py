@@ -85,8 +85,9 @@ OF_FILES = (_missing, _unexpected, _misshapen)
 
 def _swapped(right: Right) -> Iterator[Mutation]:
     """Two tensors of one shape: neighbours in the file, the ends of it, and of one module."""
+    summed = {frozenset(rule.keys) for rule in right.binding.rules if isinstance(rule, js.Sum)}
     like = lambda a, b: right.entries[a].shape == right.entries[b].shape  # noqa: E731
-    pairs = [pair for pair in combinations(right.weights, 2) if like(*pair)]
+    pairs = [p for p in combinations(right.weights, 2) if like(*p) and frozenset(p) not in summed]
     chosen = [pairs[0], pairs[len(pairs) // 3], pairs[2 * len(pairs) // 3], pairs[-1]]
     for a, b in dict.fromkeys(chosen):
         keys = {a: b, b: a}
@@ -95,7 +96,7 @@ def _swapped(right: Right) -> Iterator[Mutation]:
         yield Mutation(
             "two tensors swapped",
             f"{a}, {b}",
-            rf'"{a}" replaced by|"{b}" replaced by',
+            rf'"({a}|{b})".* (replaced by|swapped)|the weights of torch\'s',
             changed,
             binding=believed,
         )
@@ -112,7 +113,11 @@ def _shifted(right: Right) -> Iterator[Mutation]:
         if all(shapes.get(other) == shapes[key] for key, other in keys.items()):
             changed = {key: right.entries[other] for key, other in keys.items()}
             yield Mutation(
-                "layers shifted by one", prefix, "replaced by", changed, binding=right.rekeyed(turn)
+                "layers shifted by one",
+                prefix,
+                "replaced by|the weights of torch's",
+                changed,
+                binding=right.rekeyed(turn),
             )
 
 
@@ -234,11 +239,13 @@ def _convolved(right: Right) -> Iterator[Mutation]:
     strided = [(p, m) for p, m in padded if max(np.ravel(m.strides)) > 1]
     for family, found, changes in (
         ("SAME with a stride", strided, dict(padding="SAME")),
-        ("no padding", padded, dict(padding="VALID")),
+        ("another stride", padded, dict(strides=3)),
         ("circular padding", padded, dict(padding="CIRCULAR")),
     ):
         for path, _ in found[:1]:
-            yield Mutation(family, path, "padding", model=_set(path, **changes), places=(right.names[path],))
+            yield Mutation(
+                family, path, "padding|stride", model=_set(path, **changes), places=(right.names[path],)
+            )
 
 
 def _statistics(right: Right) -> Iterator[Mutation]:
@@ -298,12 +305,12 @@ PATCHES = [
     ("gelu for silu", "jax.nn.silu", lambda x: GELU(x, approximate=False), "gelu where torch"),
     ("no activation", "jax.nn.relu", lambda x: x, "nothing where torch"),
     ("no activation", "flax.nnx.relu", lambda x: x, "nothing where torch"),
-    ("another number of heads", "{}_twin.HEADS", 4, "heads"),
-    ("heads split innermost", "{}_twin.heads", _heads_innermost, "heads"),
+    ("another number of heads", "{}_twin.HEADS", 4, "into 4 heads"),
+    ("heads split innermost", "{}_twin.heads", _heads_innermost, "depth, heads"),
     ("logits not scaled", "{}_twin.attend", _unscaled, "does not scale"),
     ("no causal mask", "{}_twin.causal", lambda length: 0.0, "attends to everything"),
-    ("rotary of neighbours", "{}_twin.rotary", _interleaved, "rotary|neighbours"),
-    ("no rotary", "{}_twin.rotary", lambda x: x, "rotary|leaves out"),
+    ("rotary of neighbours", "{}_twin.rotary", _interleaved, "rotary"),
+    ("no rotary", "{}_twin.rotary", lambda x: x, "rotary"),
     ("the mean for the maximum", "flax.nnx.max_pool", nnx.avg_pool, "avg_pool2d where torch"),
 ]
 FIRST = {  # where a function is used first

@@ -1,4 +1,4 @@
-"""A twin that is right: torch's module, what was loaded from it, and what a report says of one that is wrong."""
+"""A twin that is right: torch's module, what was loaded from it, and what it would be with other weights."""
 
 import functools
 import importlib
@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -88,13 +88,12 @@ class Right:
         return {paths[0].rpartition(".")[0]: self.owner(key) for key, paths in self._owners()}
 
     def rekeyed(self, rename: Callable[[str], str]) -> js.Binding | None:
-        """A Binding that has other keys for leaves; None where a rule is more than one leaf."""
-        changed = [
-            rule.rekeyed(lambda key, axes: rename(key)) if len(rule.keys) == 1 else rule
-            for rule in self.binding.rules
-        ]
+        """A Binding that has other keys for leaves; None where one of them is a part of a leaf."""
+        parts = [key for rule in self.binding.rules if len(rule.keys) > 1 for key in rule.keys]
+        if any(rename(key) != key for key in parts):
+            return None
         with suppress(js.BindingError):
-            return js.Binding(tuple(changed))
+            return js.Binding(tuple(rule.rekeyed(lambda key, _: rename(key)) for rule in self.binding.rules))
         return None
 
     def laid_out(self, key: str, change: Callable[[str, str], str]) -> js.Binding | None:
