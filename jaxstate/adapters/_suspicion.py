@@ -20,7 +20,7 @@ A head that pools a concatenation of convolutions globally, with a width that ha
 the last one's channels, is suspected too (GoogLeNet: 1024 after 128). Widths cannot tell it from a flatten.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 _READERS = frozenset({"linear", "recurrent", "attention"})
@@ -54,38 +54,78 @@ def suspects(layers: Sequence[Layer]) -> tuple[Suspect, ...]:
     >>> suspects([Layer("conv", "conv", 3, 512), Layer("fc", "linear", 512, 1000)])
     ()
     """
-    found = (_reads(layers, i) or _makes(layers, i) for i in range(len(layers)))
+    dense = _is_dense(layers)
+    found = (_reads(sight, dense) or _makes(sight) for sight in _sights(layers))
     return tuple(suspect for suspect in found if suspect is not None)
 
 
-def _reads(layers: Sequence[Layer], i: int) -> Suspect | None:
-    layer, convs = layers[i], [j for j in range(i) if layers[j].kind == "conv"]
-    if layer.kind not in _READERS or not convs:
-        return None
-    conv, between = layers[convs[-1]], layers[convs[-1] + 1 : i]
-    made = {other.out_features for other in layers[:i] if other.kind in _MAKERS}
-    read = {other.in_features for other in between if other.kind in _READERS}
-    if layer.in_features in made or conv.out_features in read or _dense(layers, layer, between):
-        return None
-    return _suspect(layer.name, layer.in_features, conv.name, conv.out_features, least=2)
+class _Sight(NamedTuple):
+    """What can be seen from a layer.
+
+    Attributes:
+        conv: the last convolution before it.
+        norm: the last norm since then.
+        is_made: True if an earlier layer that is no convolution makes as many features as it reads.
+        is_read: True if a layer since the convolution reads as many features as that has channels.
+        after: the next layer but norms and pools.
+    """
+
+    layer: Layer
+    conv: Layer | None
+    norm: Layer | None
+    is_made: bool
+    is_read: bool
+    after: Layer | None
 
 
-def _dense(layers: Sequence[Layer], layer: Layer, between: Sequence[Layer]) -> bool:
-    """Are channels concatenated before norms in this model, and normed so right before this layer?"""
-    last = [other.out_features for other in between if other.kind == "norm"][-1:]
+def _sights(layers: Sequence[Layer]) -> Iterator[_Sight]:
+    """All in one pass, since models have thousands of layers."""
+    conv: Layer | None = None
+    norm: Layer | None = None
+    made: set[int] = set()
+    read: set[int] = set()
+    for layer, after in zip(layers, _afters(layers), strict=True):
+        is_read = conv is not None and conv.out_features in read
+        yield _Sight(layer, conv, norm, layer.in_features in made, is_read, after)
+        if layer.kind == "conv":
+            conv, norm, read = layer, None, set()
+        norm = layer if layer.kind == "norm" else norm
+        made |= {layer.out_features} if layer.kind in _MAKERS else set()
+        read |= {layer.in_features} if layer.kind in _READERS else set()
+
+
+def _afters(layers: Sequence[Layer]) -> list[Layer | None]:
+    """For each layer the next one but norms and pools."""
+    found: list[Layer | None] = []
+    after = None
+    for layer in reversed(layers):
+        found.append(after)
+        after = after if layer.kind in ("norm", "pool") else layer
+    return found[::-1]
+
+
+def _is_dense(layers: Sequence[Layer]) -> bool:
+    """Are the channels of convolutions concatenated before norms in this model?"""
     triples = zip(layers, layers[1:], layers[2:], strict=False)
-    return last == [layer.in_features] and any(
+    return any(
         [other.kind for other in triple] == ["conv", "norm", "conv"]
         and triple[0].out_features < triple[1].out_features == triple[2].in_features
         for triple in triples
     )
 
 
-def _makes(layers: Sequence[Layer], i: int) -> Suspect | None:
-    layer = layers[i]
-    after = next((other for other in layers[i + 1 :] if other.kind not in ("norm", "pool")), None)
-    first = all(other.kind != "conv" for other in layers[:i])
-    if layer.kind != "linear" or not first or after is None or after.kind != "conv":
+def _reads(sight: _Sight, dense: bool) -> Suspect | None:
+    layer, conv, norm = sight.layer, sight.conv, sight.norm
+    if layer.kind not in _READERS or conv is None or sight.is_made or sight.is_read:
+        return None
+    if dense and norm is not None and norm.out_features == layer.in_features:
+        return None
+    return _suspect(layer.name, layer.in_features, conv.name, conv.out_features, least=2)
+
+
+def _makes(sight: _Sight) -> Suspect | None:
+    layer, after = sight.layer, sight.after
+    if layer.kind != "linear" or sight.conv is not None or after is None or after.kind != "conv":
         return None
     return _suspect(layer.name, layer.out_features, after.name, after.in_features, least=4)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.core
+import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.foreign import as_array
@@ -13,14 +14,19 @@ from jaxstate.tree import flat
 
 
 def named_arrays(value: Any) -> dict[str, np.ndarray]:
-    """Every array in a nest of tuples, lists and dictionaries by its dotted name; what is none is left out.
+    """Every array in a nest of tuples, lists and dictionaries by its dotted name; what is none is left out,
+    and so are keys of random numbers, which recurrent cells carry.
 
     >>> sorted(named_arrays((np.zeros(2), {"mask": np.ones(3), "train": False})))
     ['0', '1.mask']
     >>> list(named_arrays(np.zeros(2)))
     ['']
     """
-    return _named(value, "", as_array)
+    return _named(value, "", lambda v: None if _is_key(v) else as_array(v))
+
+
+def _is_key(value: Any) -> bool:
+    return isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
 
 
 def named_live(value: Any) -> dict[str, Any]:

@@ -44,7 +44,9 @@ def pairs_of(binding: Binding, torch_names: Sequence[str], modules: Sequence[Mod
     leaves = leaves_by_key(binding)
     below = {name: _below(leaves, name) for name in torch_names}
     bound = {path for paths in leaves.values() for path in paths}
-    theirs = _chains({name: paths for name, paths in below.items() if _whole(leaves, name, paths)})
+    tied = {key for rule in binding.rules if isinstance(rule, Tied) for key in rule.keys}
+    owned = {key: paths for key, paths in leaves.items() if key not in tied}
+    theirs = _chains({name: paths for name, paths in below.items() if _whole(owned, name, paths)})
     ours = _chains({module.path: module.leaves & bound for module in modules})
     by_path = {module.path: module for module in modules}
     chains = [(theirs[k], [by_path[p] for p in ours[k]]) for k in theirs if k in ours]

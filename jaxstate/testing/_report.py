@@ -10,8 +10,9 @@ import numpy as np
 
 from jaxstate.errors import quoted
 from jaxstate.testing._align import Match
+from jaxstate.testing._causes import Cause
 from jaxstate.testing._distance import Distance
-from jaxstate.testing._first_difference import Cause, Difference
+from jaxstate.testing._first_difference import Difference
 from jaxstate.testing._layers import Layer
 
 MOST_CAUSES = 3

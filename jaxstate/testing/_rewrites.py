@@ -86,9 +86,11 @@ def spoken(name: str, args: tuple, kwargs: Mapping[str, Any]) -> str:
     return "gelu, approximated by tanh" if name == "gelu" and approximate else name
 
 
-def _activations() -> Iterator[Rewrite]:
+def activations() -> Mapping[str, Function]:
+    """Every activation that is tried, by its words in `ACTIVATIONS`."""
     f = torch().nn.functional
-    functions: Mapping[str, Function] = {
+    plain = ("tanh", "sigmoid", "elu", "selu", "mish", "softplus", "hardswish")
+    return {
         "gelu, approximated by tanh": lambda x: f.gelu(x, approximate="tanh"),
         "gelu": f.gelu,
         "relu": f.relu,
@@ -96,14 +98,14 @@ def _activations() -> Iterator[Rewrite]:
         "sigmoid(1.702 x) x": lambda x: x * (1.702 * x).sigmoid(),
         "leaky_relu": f.leaky_relu,
         "leaky_relu of slope 0.2": lambda x: f.leaky_relu(x, 0.2),
-        **{
-            name: getattr(f, name)
-            for name in ("tanh", "sigmoid", "elu", "selu", "mish", "softplus", "hardswish")
-        },
+        **{name: getattr(f, name) for name in plain},
         "nothing": lambda x: x,
     }
+
+
+def _activations() -> Iterator[Rewrite]:
     names = frozenset(name for name in ACTIVATIONS if name.isidentifier()) - {"nothing"}
-    for words, function in functions.items():
+    for words, function in activations().items():
         yield Rewrite(
             names,
             lambda theirs, words=words: f"computes {words} where torch computes {theirs}",
@@ -151,6 +153,7 @@ def _attentions() -> Iterator[Rewrite]:
         "attends causally": ("no mask", lambda *call: without(*call, attn_mask=None, is_causal=True)),
         "does not scale the logits": ("query / sqrt(head_dim)", lambda *call: without(*call, scale=1.0)),
     }
+    told = {**told, **dict(_regrouped(without))}
     for words, (mend, compute) in told.items():
         yield Rewrite(names, lambda theirs, words=words: words, lambda theirs, mend=mend: mend, compute)
     yield Rewrite(
@@ -159,6 +162,29 @@ def _attentions() -> Iterator[Rewrite]:
         lambda theirs: "~mask",
         lambda func, args, kwargs: func(args[0], ~args[1], *args[2:], **kwargs),
     )
+
+
+COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 32)  # of heads
+
+
+def _regrouped(attention: Callable[..., Any]) -> Iterator[tuple[str, tuple[str, Any]]]:
+    """Features divided into heads in another way than torch's, whose arrays are (..., heads, time, depth)."""
+
+    def regrouped(call: tuple, split: Callable[[Any, int], Any]) -> Any:
+        func, args, kwargs = call
+        count, depth = args[0].shape[-3], args[0].shape[-1]
+        parts = [split(x.transpose(-2, -3).flatten(-2), count).transpose(-2, -3) for x in args[:3]]
+        usual = kwargs.get("scale") == depth**-0.5  # said aloud; it is another one for another depth
+        found = attention(func, (*parts, *args[3:]), kwargs, **({"scale": None} if usual else {}))
+        return found.transpose(-2, -3).flatten(-2).unflatten(-1, (count, depth)).transpose(-2, -3)
+
+    for n in COUNTS:
+        divided = lambda x, count, n=n: x.unflatten(-1, (n, -1))  # noqa: E731
+        words = f"divides the features into {n} heads, and torch into another number"
+        yield words, ("torch's number of heads", lambda *call, divided=divided: regrouped(call, divided))
+    innermost = lambda x, count: x.unflatten(-1, (-1, count)).transpose(-1, -2)  # noqa: E731
+    words = "divides the features into (depth, heads), and torch into (heads, depth)"
+    yield words, ("x.reshape(..., heads, depth)", lambda *call: regrouped(call, innermost))
 
 
 def _pools() -> Iterator[Rewrite]:

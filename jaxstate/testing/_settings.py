@@ -19,7 +19,7 @@ def torch_settings(module: Any) -> Settings:
     """What a torch module is set to."""
     name = type(module).__name__
     found: Settings = {}
-    if hasattr(module, "eps") and "Norm" in name:
+    if eps_name(module) and "Norm" in name:
         found["eps"] = _eps(module)
     if "BatchNorm" in name:
         found |= {"momentum": module.momentum, "batch statistics": _uses_batch(module)}
@@ -94,9 +94,14 @@ def same_pads(
     return tuple((total // 2, total - total // 2) for total in totals)
 
 
+def eps_name(module: Any) -> str:
+    """The attribute in which a torch norm keeps its eps; "" if it has none."""
+    return next((name for name in ("eps", "variance_epsilon") if hasattr(module, name)), "")
+
+
 def _eps(module: Any) -> float:
-    if module.eps is not None:
-        return float(module.eps)
+    if (eps := getattr(module, eps_name(module))) is not None:
+        return float(eps)
     weight = next(iter(module.parameters()), None)
     return float(np.finfo(np.float32 if weight is None else str(weight.dtype).removeprefix("torch.")).eps)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from jaxstate.testing._experiments import Suspicion, with_attributes
 from jaxstate.testing._layers import Layer, Run
-from jaxstate.testing._settings import SAME, jax_settings, same_pads, shown, spelled, torch_settings
+from jaxstate.testing._settings import SAME, eps_name, jax_settings, same_pads, shown, spelled, torch_settings
 from jaxstate.testing._torch_side import arguments_of, called_again, torch
 from jaxstate.testing._weights import held_by_guess, held_otherwise
 
@@ -52,7 +52,7 @@ def _set_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
 
 
 def _set_to(layer: Layer, module: Any, setting: str, value: Any) -> Callable[[], np.ndarray]:
-    name = {"batch statistics": "training"}.get(setting, setting)
+    name = {"batch statistics": "training", "eps": eps_name(module)}.get(setting, setting)
     if setting == "padding":
         return lambda: _padded(layer, module, value)
     if setting == "padding mode":

@@ -16,24 +16,30 @@ MOST_HEADS = 4  # all orders of so few heads are tried
 
 
 def variants(
-    tail: str, array: np.ndarray, blocks: Sequence[str] = (), heads: int = 1, images: Sequence[tuple] = ()
+    tail: str,
+    array: np.ndarray,
+    blocks: Sequence[str] = (),
+    heads: int = 0,
+    depth: int = 0,
+    images: Sequence[tuple] = (),
 ) -> Iterator[Variant]:
     """Mistaken forms of one entry.
 
     Args:
         tail: its name in its module.
         array: in torch's layout.
-        blocks: names of what its rows consist of: gates, or query, key and value.
-        heads: of attention.
+        blocks: names of what one of its axes consists of: gates, or query, key and value.
+        heads, depth: of attention; 0 if unknown. Keys may have fewer heads, of the same depth.
         images: shapes (C, H, W) that a layer may have flattened to its columns.
     """
     if array.ndim == 2 and array.shape[0] == array.shape[1]:
         yield "transposed", array.T
     yield from _spatial(array) if array.ndim > 2 else ()
     yield from _ordered(array, blocks) if blocks else ()
-    yield from _regrouped(tail, array, max(1, len(blocks)), heads) if heads > 1 else ()
+    yield from _regrouped(array, max(1, len(blocks)), heads, depth) if heads > 1 or depth else ()
     yield from _flattened(array, images) if array.ndim == 2 else ()
     yield "zero everywhere", np.zeros_like(array)
+    yield from _counted(array) if array.ndim > 1 else ()
     if array.ndim == 1 and tail == "weight":
         yield "one larger than torch's, as where a layer computes 1 + scale", array + 1
         yield "one smaller than torch's, as where a layer computes 1 + scale", array - 1
@@ -63,38 +69,46 @@ def _spatial(array: np.ndarray) -> Iterator[Variant]:
         yield "flipped in space, with inputs and outputs swapped", np.flip(np.swapaxes(array, 0, 1), space)
 
 
+def _counted(array: np.ndarray) -> Iterator[Variant]:
+    """Rows that are counted from another number, as positions are."""
+    for by in (1, -1, 2, -2):
+        yield f"with its rows shifted by {by}", np.roll(array, by, -2)
+
+
 def _ordered(array: np.ndarray, blocks: Sequence[str]) -> Iterator[Variant]:
-    """The blocks of rows in another order."""
-    parts = np.split(array, len(blocks))
-    for order in permutations(range(len(blocks))):
-        if order != tuple(range(len(blocks))):
-            words = ", ".join(blocks[n] for n in order)
-            yield (
-                f"in the order {words} where torch has {', '.join(blocks)}",
-                np.concatenate([parts[n] for n in order]),
-            )
+    """The blocks of an axis in another order; torch has them in rows, and GPT-2's layer in columns."""
+    for axis in [n for n in range(min(2, array.ndim)) if array.shape[n] % len(blocks) == 0]:
+        parts = np.split(array, len(blocks), axis)
+        for order in permutations(range(len(blocks))):
+            if order != tuple(range(len(blocks))):
+                words = ", ".join(blocks[n] for n in order)
+                yield (
+                    f"in the order {words} where torch has {', '.join(blocks)}",
+                    np.concatenate([parts[n] for n in order], axis),
+                )
 
 
-def _regrouped(tail: str, array: np.ndarray, count: int, heads: int) -> Iterator[Variant]:
+def _regrouped(array: np.ndarray, blocks: int, heads: int, depth: int) -> Iterator[Variant]:
     """Rows of queries, keys and values, or columns of the output, divided into heads in another way."""
-    axis = array.ndim - 1 if tail.startswith("out") else 0
-    if array.shape[axis] % (count * heads):
-        return
-    rows = np.moveaxis(array, axis, 0)
+    for axis in range(min(2, array.ndim)):
+        rows = np.moveaxis(array, axis, 0)
+        for count in sorted({blocks, 1}, reverse=True):
+            n = len(rows) // (count * depth) if depth else heads
+            if n > 1 and len(rows) % (count * n) == 0:
+                yield from ((words, np.moveaxis(a, 0, axis)) for words, a in _turned(rows, count, n))
+
+
+def _turned(rows: np.ndarray, count: int, heads: int) -> Iterator[Variant]:
     split = rows.reshape(count, heads, -1, *rows.shape[1:])
     turned = rows.reshape(count, -1, heads, *rows.shape[1:])
-    yield "with heads innermost", _joined(np.swapaxes(split, 1, 2), rows, axis)
-    yield "with heads outermost", _joined(np.swapaxes(turned, 1, 2), rows, axis)
+    yield "with heads innermost", np.swapaxes(split, 1, 2).reshape(rows.shape)
+    yield "with heads outermost", np.swapaxes(turned, 1, 2).reshape(rows.shape)
     for order in permutations(range(heads)) if heads <= MOST_HEADS else ():
         for part in range(count):
             moved = split.copy()
             moved[part] = split[part][list(order)]
-            yield f"with its heads in the order {order}", _joined(moved, rows, axis)
-        yield f"with its heads in the order {order}", _joined(split[:, list(order)], rows, axis)
-
-
-def _joined(split: np.ndarray, rows: np.ndarray, axis: int) -> np.ndarray:
-    return np.moveaxis(split.reshape(rows.shape), 0, axis)
+            yield f"with its heads in the order {order}", moved.reshape(rows.shape)
+        yield f"with its heads in the order {order}", split[:, list(order)].reshape(rows.shape)
 
 
 def _flattened(array: np.ndarray, images: Sequence[tuple]) -> Iterator[Variant]:

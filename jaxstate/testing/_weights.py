@@ -16,6 +16,9 @@ from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._torch_side import called_again
 from jaxstate.testing._variants import Variant, explained, variants
 
+HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
+DEPTHS = ("head_dim", "attention_head_size", "key_value_proj_dim")
+QKV = ("query", "key", "value")
 GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
 
 
@@ -33,7 +36,7 @@ def held_otherwise(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
     wrong = {key: a for key, a in wrong_entries(run).items() if key.startswith(prefix)}
     if not wrong:
         return
-    own = {key: _variants(run, module, key.removeprefix(prefix), entries[key]) for key in wrong}
+    own = {key: _variants(run, layer, module, key.removeprefix(prefix), entries[key]) for key in wrong}
     words = [f'"{key}" {explained(a, key, entries, own[key])}' for key, a in wrong.items()]
     tails = {key.removeprefix(prefix): array for key, array in wrong.items()}
     yield Suspicion(
@@ -60,7 +63,7 @@ def _mistakes(run: Run, layer: Layer, module: Any) -> Iterator[tuple[str, Mappin
     yield from _of_another(run, prefix, tails)
     together: dict[str, dict[str, np.ndarray]] = {}
     for tail, array in tails.items():
-        for words, variant in _variants(run, module, tail, array):
+        for words, variant in _variants(run, layer, module, tail, array):
             yield f'"{prefix}{tail}" {words}', {tail: variant}
             together.setdefault(words, {})[tail] = variant
     for words, entries in together.items():
@@ -83,10 +86,21 @@ def _of_another(run: Run, prefix: str, tails: Mapping[str, np.ndarray]) -> Itera
             yield f'the weights of torch\'s "{other.removesuffix(".")}"', found
 
 
-def _variants(run: Run, module: Any, tail: str, array: np.ndarray) -> Iterator[Variant]:
+def _variants(run: Run, layer: Layer, module: Any, tail: str, array: np.ndarray) -> Iterator[Variant]:
+    near = lambda names: _nearest(run.port.theirs, layer.theirs.name, names)  # noqa: E731
+    heads, depth = near(HEADS), near(DEPTHS)
     gates = GATES.get(type(module).__name__.removesuffix("Cell"), ())
-    blocks = ("query", "key", "value") if tail.startswith("in_proj") else gates
-    return variants(tail, array, blocks, int(getattr(module, "num_heads", 1)), run.images)
+    is_attention = heads > 1 or depth > 0
+    fused = is_attention and (tail.startswith("in_proj") or 3 * min(array.shape) == max(array.shape))
+    return variants(tail, array, QKV if fused else gates, heads, depth, run.images)
+
+
+def _nearest(module: Any, name: str, attributes: Sequence[str]) -> int:
+    """A number that a layer's module, or the nearest one around it, has under one of these names."""
+    parts = name.split(".")
+    around = (module.get_submodule(".".join(parts[:n])) for n in range(len(parts), -1, -1))
+    found = (getattr(m, attribute, None) for m in around for attribute in attributes)
+    return next((n for n in found if isinstance(n, int)), 0)
 
 
 def _close(one: np.ndarray, other: np.ndarray) -> bool:

@@ -1,0 +1,376 @@
+"""Mutations: what ports are known to get wrong, made one at a time in a twin that is right.
+
+Some change the Binding or the file, as a mistaken author would have them; some change the model. Which place
+a report must then name is asked of torch, where torch can be given the same mistake, and said here elsewhere.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rights import Right
+
+import jaxstate as js
+
+State = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """One mistake.
+
+    Attributes:
+        family: what kind it is.
+        what: where it is made.
+        entries: torch's entries that were loaded as others.
+        file: the file that was loaded, if it is no file of this model.
+        binding: the Binding that its author believes in, if it is another one.
+        model: makes the model another one.
+        patches: functions that the model's author has otherwise, by where they stand.
+        places: torch modules, of which the report must name one; asked of torch if there are none.
+        cause: a pattern of words that the report must contain.
+    """
+
+    family: str
+    what: str
+    cause: str
+    entries: State = field(default_factory=dict)
+    file: State | None = None
+    binding: js.Binding | None = None
+    model: Callable[[nnx.Module], None] | None = None
+    patches: Mapping[str, Any] = field(default_factory=dict)
+    places: tuple[str, ...] = ()
+
+
+def mutations(right: Right) -> Iterator[Mutation]:
+    """Every mistake that can be made in a twin: of the file, of the Binding, of the model."""
+    for family in (*OF_FILES, *OF_BINDINGS, *OF_WEIGHTS, *OF_MODELS):
+        yield from family(right)
+
+
+# Mistakes of a file, which are to be refused.
+
+
+def _missing(right: Right) -> Iterator[Mutation]:
+    key = right.weights[-1]
+    changed = {k: a for k, a in right.entries.items() if right.owner(k) != right.owner(key)}
+    yield Mutation("an entry missing", key, "Missing key", file=changed)
+
+
+def _unexpected(right: Right) -> Iterator[Mutation]:
+    key = right.weights[0]
+    yield Mutation("an entry too many", key, "Unexpected key", file={**right.entries, f"{key}_g": np.ones(3)})
+
+
+def _misshapen(right: Right) -> Iterator[Mutation]:
+    keys = [k for k in right.weights if right.entries[k].ndim == 2 and len({*right.entries[k].shape}) == 2]
+    for key in keys[:1]:
+        changed = {**right.entries, key: right.entries[key].T}
+        yield Mutation("another shape", key, "size mismatch", file=changed)
+
+
+OF_FILES = (_missing, _unexpected, _misshapen)
+
+
+# Mistakes of a Binding: right shapes, wrong weights.
+
+
+def _swapped(right: Right) -> Iterator[Mutation]:
+    """Two tensors of one shape: neighbours in the file, the ends of it, and of one module."""
+    summed = {frozenset(rule.keys) for rule in right.binding.rules if isinstance(rule, js.Sum)}
+    like = lambda a, b: right.entries[a].shape == right.entries[b].shape  # noqa: E731
+    pairs = [p for p in combinations(right.weights, 2) if like(*p) and frozenset(p) not in summed]
+    chosen = [pairs[0], pairs[len(pairs) // 3], pairs[2 * len(pairs) // 3], pairs[-1]]
+    for a, b in dict.fromkeys(chosen):
+        keys = {a: b, b: a}
+        changed = {key: right.entries[other] for key, other in keys.items()}
+        believed = right.rekeyed(lambda key, keys=keys: keys.get(key, key))
+        yield Mutation(
+            "two tensors swapped",
+            f"{a}, {b}",
+            rf'"({a}|{b})".* (replaced by|swapped)|the weights of torch\'s',
+            changed,
+            binding=believed,
+        )
+
+
+def _shifted(right: Right) -> Iterator[Mutation]:
+    """Every layer of a list holds what the next one should."""
+    for prefix, count in right.lists:
+        turn = lambda key, p=prefix, n=count: re.sub(  # noqa: E731
+            rf"^{re.escape(p)}\.(\d+)\.", lambda m: f"{p}.{(int(m[1]) + 1) % n}.", key
+        )
+        keys = {key: turn(key) for key in right.weights if turn(key) != key}
+        shapes = {key: right.entries[key].shape for key in right.weights}
+        if all(shapes.get(other) == shapes[key] for key, other in keys.items()):
+            changed = {key: right.entries[other] for key, other in keys.items()}
+            yield Mutation(
+                "layers shifted by one",
+                prefix,
+                "replaced by|the weights of torch's",
+                changed,
+                binding=right.rekeyed(turn),
+            )
+
+
+def _transposed(right: Right) -> Iterator[Mutation]:
+    square = [k for k in right.weights if right.entries[k].ndim == 2 and len({*right.entries[k].shape}) == 1]
+    for key in square[:1] + square[1:][-1:]:
+        believed = right.laid_out(key, lambda left, r: f"{left} -> {' '.join(reversed(r.split()))}")
+        yield Mutation(
+            "a square kernel transposed", key, "transposed", {key: right.entries[key].T}, binding=believed
+        )
+
+
+def _flipped(right: Right) -> Iterator[Mutation]:
+    """A flip too many, or, of a transposed convolution, one that is left out."""
+    for key in _images(right)[:2]:
+        believed = right.laid_out(key, _with_flips)
+        axes = tuple(range(2, right.entries[key].ndim))
+        yield Mutation("a flip", key, "flipped", {key: np.flip(right.entries[key], axes)}, binding=believed)
+
+
+def _with_flips(left: str, right: str) -> str:
+    first, second, *space = right.replace("~", "").split()
+    marks = space if "~" in right else [f"~{axis}" for axis in space]
+    return f"{left} -> {' '.join([first, second, *marks])}"
+
+
+def _spatial(right: Right) -> Iterator[Mutation]:
+    for key in [k for k in _images(right) if right.entries[k].ndim == 4][-1:]:
+        believed = right.laid_out(
+            key, lambda left, r: f"{left} -> {' '.join(r.split()[:2] + r.split()[:1:-1])}"
+        )
+        changed = {key: np.swapaxes(right.entries[key], 2, 3)}
+        yield Mutation("height and width swapped", key, "spatial axes|flipped", changed, binding=believed)
+
+
+def _images(right: Right) -> list[str]:
+    return [
+        k
+        for k in right.weights
+        if right.entries[k].ndim > 2 and right.entries[k].shape[-1] > 1 and "conv" in k.lower()
+    ]
+
+
+OF_BINDINGS = (_swapped, _shifted, _transposed, _flipped, _spatial)
+
+
+# Mistakes in weights, as in a script that prepares them.
+
+
+def _heads(right: Right) -> Iterator[Mutation]:
+    """Heads innermost, and heads in another order, in the projection of queries and of values."""
+    count = right.heads
+    names = r"\.(q|query|q_proj|v|value|v_proj|c_attn)\.weight$"
+    keys = [key for key in right.weights if re.search(names, key)] if count else []
+    for key in keys[:2]:
+        array, axis, blocks = right.entries[key], int("c_attn" in key), 3 if "c_attn" in key else 1
+        rows = np.moveaxis(array, axis, 0)
+        split = rows.reshape(blocks, count, -1, *rows.shape[1:])
+        ways = {"heads innermost": np.swapaxes(split, 1, 2), "heads in another order": split[:, ::-1]}
+        for family, way in ways.items():
+            changed = {key: np.moveaxis(way.reshape(rows.shape), 0, axis)}
+            yield Mutation(family, key, "heads innermost|heads outermost|heads in the order", changed)
+
+
+def _blocks(right: Right) -> Iterator[Mutation]:
+    """Queries, keys and values, or an LSTM's gates, in another order."""
+    for key in [k for k in right.weights if re.search(r"c_attn\.weight|lstm\.weight_ih", k)][:2]:
+        axis = int("c_attn" in key)
+        parts = np.split(right.entries[key], 3 if axis else 4, axis)
+        parts[0], parts[1] = parts[1], parts[0]
+        yield Mutation("blocks in another order", key, "in the order", {key: np.concatenate(parts, axis)})
+
+
+def _zero(right: Right) -> Iterator[Mutation]:
+    for key in [k for k in right.weights if k.endswith("bias")][:1]:
+        yield Mutation("a bias left out", key, "zero everywhere", {key: 0 * right.entries[key]})
+
+
+def _one_more(right: Right) -> Iterator[Mutation]:
+    """As where a layer keeps its scale less one."""
+    for key in [k for k in right.weights if re.search(r"norm.*weight|ln_\w*\.weight|bn1\.weight", k, re.I)][
+        -1:
+    ]:
+        yield Mutation("a scale and one", key, r"1 \+ scale", {key: right.entries[key] + 1})
+
+
+def _rolled(right: Right) -> Iterator[Mutation]:
+    """Positions that count from another number."""
+    for key in [k for k in right.weights if re.search(r"wpe|position", k)][:1]:
+        axis = right.entries[key].ndim - 2
+        yield Mutation(
+            "positions off by one", key, "rows shifted by 1", {key: np.roll(right.entries[key], 1, axis)}
+        )
+
+
+OF_WEIGHTS = (_heads, _blocks, _zero, _one_more, _rolled)
+
+
+# Mistakes in the model.
+
+
+def _eps(right: Right) -> Iterator[Mutation]:
+    """The eps of another library, in the first norm and in the last."""
+    norms = [(path, m) for path, m in right.layers if hasattr(m, "epsilon")]
+    for path, norm in {path: m for path, m in (norms[:1] + norms[-1:])}.items():
+        for eps in (1e-3, 1e-6 if norm.epsilon != 1e-6 else 1e-5):
+            yield Mutation(
+                "another eps",
+                f"{path}: {eps:g}",
+                f"eps.*{re.escape(f'{eps:.3g}')}",
+                model=_set(path, epsilon=eps),
+                places=(right.names[path],),
+            )
+
+
+def _convolved(right: Right) -> Iterator[Mutation]:
+    convs = [(path, m) for path, m in right.layers if type(m) is nnx.Conv and max(m.kernel_size) > 1]
+    padded = [(p, m) for p, m in convs if not isinstance(m.padding, str)]
+    strided = [(p, m) for p, m in padded if max(np.ravel(m.strides)) > 1]
+    for family, found, changes in (
+        ("SAME with a stride", strided, dict(padding="SAME")),
+        ("another stride", padded, dict(strides=3)),
+        ("circular padding", padded, dict(padding="CIRCULAR")),
+    ):
+        for path, _ in found[:1]:
+            yield Mutation(
+                family, path, "padding|stride", model=_set(path, **changes), places=(right.names[path],)
+            )
+
+
+def _statistics(right: Right) -> Iterator[Mutation]:
+    for path, _ in [(p, m) for p, m in right.layers if type(m) is nnx.BatchNorm][:1]:
+        change = _set(path, use_running_average=False)
+        yield Mutation(
+            "batch statistics", path, "batch statistics", model=change, places=(right.names[path],)
+        )
+
+
+def _set(path: str, **attributes: Any) -> Callable[[nnx.Module], None]:
+    def change(model: nnx.Module) -> None:
+        module = dict((".".join(map(str, p)), m) for p, m in nnx.iter_modules(model))[path]
+        for name, value in attributes.items():
+            setattr(module, name, value)
+
+    return change
+
+
+def _patched(right: Right) -> Iterator[Mutation]:
+    """Functions between the layers; where they are first used is said in the table."""
+    for family, where, function, cause in PATCHES:
+        target = where.format(right.name)
+        if (family, right.name) in PLACES and right.uses(target):
+            places = PLACES[family, right.name]
+            yield Mutation(family, target, cause, patches={target: function}, places=places)
+
+
+def _heads_innermost(x: Any, count: int) -> Any:
+    return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, count), -1, -2)
+
+
+def _unscaled(query: Any, key: Any, value: Any, bias: Any = 0.0, scale: float | None = None) -> Any:
+    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) + bias)
+    found = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+    return found.reshape(*found.shape[:-2], -1)
+
+
+def _interleaved(x: Any) -> Any:
+    """Rotary positions that turn neighbours."""
+    half = x.shape[-1] // 2
+    angles = jnp.arange(x.shape[1])[:, None] * 10000.0 ** (-jnp.arange(half) / half)
+    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
+    a, b = x[..., ::2], x[..., 1::2]
+    return jnp.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape)
+
+
+GELU = jax.nn.gelu
+PATCHES = [
+    (
+        "the other gelu",
+        "jax.nn.gelu",
+        lambda x, approximate=True: GELU(x, approximate=not approximate),
+        "gelu",
+    ),
+    ("relu for gelu", "jax.nn.gelu", lambda x, approximate=True: jax.nn.relu(x), "relu where torch"),
+    ("gelu for silu", "jax.nn.silu", lambda x: GELU(x, approximate=False), "gelu where torch"),
+    ("no activation", "jax.nn.relu", lambda x: x, "nothing where torch"),
+    ("no activation", "flax.nnx.relu", lambda x: x, "nothing where torch"),
+    ("another number of heads", "{}_twin.HEADS", 4, "into 4 heads"),
+    ("heads split innermost", "{}_twin.heads", _heads_innermost, "depth, heads"),
+    ("logits not scaled", "{}_twin.attend", _unscaled, "does not scale"),
+    ("no causal mask", "{}_twin.causal", lambda length: 0.0, "attends to everything"),
+    ("rotary of neighbours", "{}_twin.rotary", _interleaved, "rotary"),
+    ("no rotary", "{}_twin.rotary", lambda x: x, "rotary"),
+    ("the mean for the maximum", "flax.nnx.max_pool", nnx.avg_pool, "avg_pool2d where torch"),
+]
+FIRST = {  # where a function is used first
+    "attention": {
+        "gpt2": "transformer.h.0.attn.c_proj",
+        "llama": "model.layers.0.self_attn.o_proj",
+        "bert": "bert.encoder.layer.0.attention.output.dense",
+        "vit": "vit.layers.0.attention.o_proj",
+        "whisper": "model.encoder.layers.0.self_attn.out_proj",
+        "t5": "encoder.block.0.layer.0.SelfAttention.o",
+    },
+    "causal": {
+        "gpt2": "transformer.h.0.attn.c_proj",
+        "llama": "model.layers.0.self_attn.o_proj",
+        "whisper": "model.decoder.layers.0.self_attn.out_proj",
+        "t5": "decoder.block.0.layer.0.SelfAttention.o",
+    },
+    "gelu": {
+        "gpt2": "transformer.h.0.mlp.c_proj",
+        "bert": "bert.encoder.layer.0.output.dense",
+        "vit": "vit.layers.0.mlp.fc2",
+        "convnext": "convnext.encoder.stages.0.layers.0.pwconv2",
+        "whisper": "model.encoder.conv2",
+    },
+    "silu": {"llama": "model.layers.0.mlp.down_proj"},
+    "relu": {
+        "t5": "encoder.block.0.layer.1.DenseReluDense.wo",
+        "unet": "down1.conv2",
+        "resnet": "resnet.encoder.stages.0.layers.0.layer.0.convolution",
+    },
+    "rotary": {"llama": "model.layers.0.self_attn.o_proj"},
+    "pool": {"unet": "down2.conv1", "resnet": "resnet.encoder.stages.0.layers.0.layer.0.convolution"},
+}
+USED = {
+    "the other gelu": "gelu",
+    "relu for gelu": "gelu",
+    "gelu for silu": "silu",
+    "no activation": "relu",
+    "another number of heads": "attention",
+    "heads split innermost": "attention",
+    "logits not scaled": "attention",
+    "no causal mask": "causal",
+    "rotary of neighbours": "rotary",
+    "no rotary": "rotary",
+    "the mean for the maximum": "pool",
+}
+PLACES = {
+    (family, name): (place,)
+    for family, kind in USED.items()
+    for name, place in FIRST[kind].items()
+    if not (name == "t5" and family in ("another number of heads", "logits not scaled"))  # T5 scales nothing
+    and not (name == "llama" and family == "another number of heads")  # its heads are in groups
+}
+
+OF_MODELS = (_eps, _convolved, _statistics, _patched)
+
+
+def patched(mutation: Mutation) -> ExitStack:
+    """A context in which the model's functions are the mistaken ones."""
+    stack = ExitStack()
+    for target, function in mutation.patches.items():
+        stack.enter_context(mock.patch(target, function))
+    return stack
