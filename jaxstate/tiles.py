@@ -14,7 +14,7 @@ import numpy as np
 ACROSS = 512  # elements of a row of the copy that one tile writes
 ALONG = 512  # bytes of a row of the original that one tile reads
 PADDING = 64  # bytes behind each row of the buffer: rows a power of two apart would fight for the same lines
-SMALL = 1 << 14  # bytes up to which one copy by numpy is faster than tiles are set up
+SMALL = 1 << 17  # bytes up to which a copy by numpy stays in the cache anyway
 PIECE = 1 << 20  # bytes that stay in the cache between two uses
 
 Box = tuple[slice, ...]
@@ -33,13 +33,18 @@ def fill(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
         copy[...] = view
         return copy
     target, bits = _as_bits(copy, view)
-    order = [axes[-1], *(axis for axis in by_stride if axis != axes[-1])]
-    sizes = _tile(view, order)
-    buffer = np.empty((sizes[0], prod(sizes[1:]) + max(1, PADDING // view.itemsize)), bits.dtype)
-    for box in _boxes(view.shape, dict(zip(order, sizes, strict=True)), by_stride):
-        tile = _shaped(buffer, bits[box].shape, order)
-        tile[...] = bits[box]
-        target[box] = tile
+    along = _taken(view.shape, by_stride[::-1], max(1, ALONG // view.itemsize))
+    across = _taken(view.shape, axes[::-1], ACROSS)
+    tile = _grown(view.shape, by_stride, {axis: max(along[axis], across[axis]) for axis in axes})
+    inner = [axis for axis in by_stride if along[axis] > 1]
+    outer = [axis for axis in range(view.ndim) if axis not in by_stride]
+    outer += [axis for axis in by_stride if axis not in inner]
+    rows, row = (prod(tile.get(axis, 1) for axis in part) for part in (outer, inner))
+    buffer = np.empty((rows, row + max(1, PADDING // view.itemsize)), bits.dtype)
+    for box in _boxes(view.shape, tile, by_stride):
+        room = _shaped(buffer, bits[box].shape, outer, inner)
+        room[...] = bits[box]
+        target[box] = room
     return copy
 
 
@@ -50,13 +55,26 @@ def _as_bits(copy: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return copy.view(f"u{view.itemsize}"), view.view(f"u{view.itemsize}")
 
 
-def _tile(view: np.ndarray, order: Sequence[int]) -> list[int]:
-    """The lengths of a tile along these axes, of which the first is the last of the copy."""
-    room, lengths = max(1, ALONG // view.itemsize), []
-    for axis in reversed(order[1:]):
-        lengths.append(min(view.shape[axis], room))
-        room = max(1, room // view.shape[axis])
-    return [min(view.shape[order[0]], ACROSS), *reversed(lengths)]
+def _taken(shape: Sequence[int], axes: Sequence[int], room: int) -> dict[int, int]:
+    """How much of each axis fits into so many elements, the first axis before the next.
+
+    >>> _taken((40, 3, 5), (2, 1, 0), 100)
+    {2: 5, 1: 3, 0: 6}
+    """
+    lengths = {}
+    for axis in axes:
+        lengths[axis] = min(shape[axis], max(1, room))
+        room //= shape[axis]
+    return lengths
+
+
+def _grown(shape: Sequence[int], by_stride: Sequence[int], tile: dict[int, int]) -> dict[int, int]:
+    """A tile that is as large as any, where the axes that it is made of are short."""
+    room = ACROSS * ALONG // 8 // prod(tile.values())
+    for axis in reversed(by_stride):
+        before, tile[axis] = tile[axis], min(shape[axis], tile[axis] * max(1, room))
+        room = room * before // tile[axis]
+    return tile
 
 
 def _boxes(shape: Sequence[int], tile: dict[int, int], by_stride: Sequence[int]) -> Iterator[Box]:
@@ -67,12 +85,13 @@ def _boxes(shape: Sequence[int], tile: dict[int, int], by_stride: Sequence[int])
         yield tuple(slice(at.get(axis, 0), at.get(axis, 0) + tile.get(axis, 1)) for axis in range(len(shape)))
 
 
-def _shaped(buffer: np.ndarray, shape: Sequence[int], order: Sequence[int]) -> np.ndarray:
-    """The part of the buffer that takes a tile of this shape, its rows as they lie in the original."""
-    whole = [*order, *(axis for axis in range(len(shape)) if axis not in order)]
-    sizes = [shape[axis] for axis in whole]
-    rows = buffer[: sizes[0], : prod(sizes[1:])].reshape(sizes)
-    return rows.transpose([whole.index(axis) for axis in range(len(shape))])
+def _shaped(
+    buffer: np.ndarray, shape: Sequence[int], outer: Sequence[int], inner: Sequence[int]
+) -> np.ndarray:
+    """The part of the buffer that takes a tile of this shape, its axes as they lie in the original."""
+    rows, row = ([shape[axis] for axis in part] for part in (outer, inner))
+    tile = buffer[: prod(rows), : prod(row)].reshape(*rows, *row)
+    return tile.transpose([[*outer, *inner].index(axis) for axis in range(len(shape))])
 
 
 def pieces(array: np.ndarray) -> Iterator[memoryview]:

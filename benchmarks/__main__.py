@@ -1,0 +1,208 @@
+"""All rows, or the named ones, as tables of ratios and as JSON.
+
+    python -m benchmarks [import export open small convolutions scanned sharded adam step ...]
+                         [--layers 2] [--runs 5] [--folder /dev/shm] [--json FILE] [--tiny]
+
+Each method is a process of its own: one warm-up, whose result is compared with the other methods', then the
+runs, of which the median counts. `CPU s` is CPU seconds of all threads, `anon` by how much anonymous memory
+peaked above what it was, in bytes of the data. Ratios are to the first line of a table, which is the floor: a
+bare copy of the same bytes into fresh memory, or a bare write of them. 12 layers are 0.75 billion parameters,
+50 are 2.7.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+from benchmarks import importing, llama, opening
+from benchmarks.measure import ROOT, child
+
+DTYPES = ("bfloat16", "float32")
+BYTES = {"bfloat16": 2, "float32": 4}
+
+
+def nbytes(options):
+    size = 0
+    for shape in llama.shapes(options).values():
+        count = BYTES[options["dtype"]]
+        for n in shape:
+            count *= n
+        size += count
+    return size
+
+
+def measured(title, module, methods, options, size, strict=True):
+    """A table: every method's figures; those that give values must give the same."""
+    rows = {name: child(module, name, options) for name in methods}
+    digests = {row["digest"] for row in rows.values() if row.get("digest") is not None}
+    if strict and len(digests) > 1:
+        raise SystemExit(f"{title}: the methods differ: { {n: r.get('digest') for n, r in rows.items()} }")
+    show(title, rows, size)
+    return {"table": title, "bytes": size, "rows": rows}
+
+
+def show(title, rows, size):
+    print(f"\n{title}, {size / 1e6:.0f} MB\n{'':22}{'s':>8}{'CPU s':>8}{'x':>7}{'CPU x':>7}{'anon':>7}")
+    floor = next((row for row in rows.values() if "cpu" in row), {})
+    for name, row in rows.items():
+        if "cpu" not in row:
+            print(f"{name.removeprefix('peer_'):22}  - {row['skipped'][:80]}")
+            continue
+        ratios = f"{row['wall'] / floor['wall']:7.2f}{row['cpu'] / max(floor['cpu'], 1e-9):7.2f}"
+        memory = f"{row['anon'] / size:7.2f}" if size else ""
+        print(
+            f"{name.removeprefix('peer_'):22}{row['wall']:8.3f}{row['cpu']:8.3f}{ratios}{memory}", flush=True
+        )
+
+
+def import_(options, folder):
+    """A llama into an NNX model, all kernels transposed; and into a dict as it lies."""
+    for dtype in DTYPES:
+        wanted = {**options, "dtype": dtype}
+        paths = _files(wanted, folder)
+        for kind, transposed in (("safetensors", True), ("pt", True), ("safetensors", False)):
+            methods = (
+                importing.METHODS if kind == "safetensors" else ("jaxstate", "script", "peer_hugging_face")
+            )
+            methods = [name for name in methods if transposed or not name.startswith("peer_")]
+            title = f"import {dtype} .{kind}, {'kernels transposed' if transposed else 'as it lies'}"
+            here = {**wanted, "transposed": transposed, "path": paths[kind]}
+            yield measured(title, "importing", ["copy", *methods], here, nbytes(wanted))
+        for path in paths.values():
+            os.unlink(path)
+
+
+def _files(options, folder):
+    """A file of each kind, written by the tool whose kind it is."""
+    import torch
+    from safetensors.torch import save_file
+
+    bits = {"bfloat16": ("uint16", torch.bfloat16), "float32": ("uint32", torch.float32)}[options["dtype"]]
+    made = llama.arrays({**options, "transposed": False})
+    tensors = {key: torch.from_numpy(array.view(bits[0])).view(bits[1]) for key, array in made.items()}
+    paths = {kind: os.path.join(folder, f"llama.{kind}") for kind in ("safetensors", "pt")}
+    save_file(tensors, paths["safetensors"], metadata={"format": "pt"})
+    torch.save(tensors, paths["pt"])
+    return paths
+
+
+def export(options, folder):
+    """A llama from an NNX model, all kernels transposed back; and from a dict as it lies."""
+    for dtype in DTYPES:
+        for transposed in (True, False):
+            wanted = {**options, "dtype": dtype, "transposed": transposed}
+            how = "kernels transposed" if transposed else "as it lies"
+            for name, methods in (
+                ("llama.pt", ["write_crc", "jaxstate", "torch_save"]),
+                ("llama.safetensors", ["write", "jaxstate", "safetensors_numpy"]),
+            ):
+                here = {**wanted, "out": os.path.join(folder, name)}
+                title = f"export {dtype} .{name.split('.')[1]}, {how}"
+                yield measured(title, "exporting", methods, here, nbytes(wanted))
+                os.unlink(here["out"])
+        wanted["shard"] = nbytes(wanted) // 3
+        sharded = {**wanted, "transposed": True, "out": os.path.join(folder, "sharded")}
+        os.makedirs(sharded["out"])
+        yield measured(
+            f"export {dtype} in shards",
+            "exporting",
+            ["write_to_one_file", "jaxstate"],
+            sharded,
+            nbytes(wanted),
+        )
+
+
+def open_(options, folder):
+    """A file of 5 GB that is a hole, and the import of the package."""
+    path = os.path.join(folder, "sparse.safetensors")
+    opening.sparse(path, options["sparse"])
+    here = {**options, "path": path}
+    yield measured("open, first value", "opening", ["first_value_safetensors", "first_value"], here, 0)
+    row = opening.imports(options["runs"], folder)
+    show("import jaxstate, after jax, flax.nnx, optax", {"import jaxstate": row}, 0)
+    yield {"table": "import jaxstate", "rows": {"import jaxstate": row}}
+
+
+def _shape(name):
+    def rows(options, folder):
+        eight = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"} if name == "sharded" else {}
+        here = {**options, "shape": name, "env": eight}
+        size = _shape_bytes(name, here)
+        yield measured(f"{name}, load_state_dict", "shapes", ["copy", "load", "expected"], here, size)
+        yield measured(f"{name}, state_dict", "shapes", ["copy", "export", "torch_side"], here, size)
+        if name == "small":
+            for leaves in (options["leaves"] // 4, options["leaves"]):
+                here["leaves"] = leaves
+                yield measured(f"{name}, bind and load {leaves}", "shapes", ["copy", "bind"], here, size)
+
+    rows.__doc__ = f"The shape `{name}` of benchmarks/shapes.py."
+    return rows
+
+
+def _shape_bytes(name, options):
+    from benchmarks.shapes import SHAPES
+
+    total = 0
+    for shape in SHAPES[name](options)[0].values():
+        count = 4
+        for n in shape:
+            count *= n
+        total += count
+    return total
+
+
+def adam(options, folder):
+    """The state of Adam, both ways."""
+    here = {**options, "dtype": "float32", "transposed": True}
+    size = 2 * nbytes(here)
+    yield measured("Adam state from torch", "optimizer_state", ["copy", "load"], here, size)
+    yield measured("Adam state to torch", "optimizer_state", ["copy", "export", "torch_side"], here, size)
+
+
+def step(options, folder):
+    """One step of each optimizer; see benchmarks/optimizer_step.py."""
+    out = os.path.join(folder, "step.json")
+    sizes = ["--millions", str(options["millions"]), "--rounds", str(options["rounds"]), "--json", out]
+    subprocess.run([sys.executable, "benchmarks/optimizer_step.py", *sizes], cwd=ROOT, check=True)
+    with open(out) as file:
+        yield {"table": "optimizer step", "rows": json.load(file)}
+
+
+ROWS = {
+    "import": import_,
+    "export": export,
+    "open": open_,
+    **{name: _shape(name) for name in ("small", "convolutions", "scanned", "sharded")},
+    "adam": adam,
+    "step": step,
+}
+SIZES = {"leaves": 10_000, "sparse": 5_000_000_000, "millions": 5, "rounds": 7}
+TINY = {"leaves": 40, "sparse": 1_000_000, "millions": 0.1, "rounds": 3, "shrink": 16}
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("rows", nargs="*", metavar="row", help=f"all, or some of: {' '.join(ROWS)}")
+    parser.add_argument("--layers", type=int, default=2, help="of the llama; 12 are 0.75 billion parameters")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--folder", default="/dev/shm", help="for the files; in memory by default")
+    parser.add_argument("--json", help="where to write all figures")
+    parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.rows if name not in ROWS]:
+        parser.error(f"no such row: {' '.join(unknown)}; there are {' '.join(ROWS)}")
+    options = {"layers": asked.layers, "runs": asked.runs, **SIZES, **(TINY if asked.tiny else {})}
+    tables = []
+    with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
+        for name in asked.rows or ROWS:
+            tables += ROWS[name](options, folder)
+    if asked.json:
+        with open(asked.json, "w") as file:
+            json.dump(tables, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()

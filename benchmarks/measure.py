@@ -1,0 +1,106 @@
+"""One method in a process of its own: what a call costs, and a checksum of what it gave.
+
+A method is a function of the options that prepares and answers `(run, digest)`: `run()` is timed, and what it
+returned is told by `digest`, before anything is timed. Its process knows nothing of the others'.
+"""
+
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import zlib
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+PEERS = ROOT / "benchmarks/.venv/bin/python"
+
+
+def anonymous():
+    """Bytes of this process's memory that belong to no file."""
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
+
+
+class Peak:
+    """By how much anonymous memory peaked above what it was, asked every two milliseconds."""
+
+    def __enter__(self):
+        self.start = self.most = anonymous()
+        self.done = threading.Event()
+        self.thread = threading.Thread(target=self.watch, daemon=True)
+        self.thread.start()
+        return self
+
+    def watch(self):
+        while not self.done.wait(0.002):
+            self.most = max(self.most, anonymous())
+
+    def __exit__(self, *rest):
+        self.done.set()
+        self.thread.join()
+        self.extra = max(self.most, anonymous()) - self.start
+
+
+def checksum(arrays):
+    """One number of named arrays: names, dtypes, shapes and bytes, whatever their order."""
+    import numpy as np
+
+    crc = 0
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        crc = zlib.crc32(f"{name} {array.dtype} {array.shape}".encode(), crc)
+        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+    return crc
+
+
+def settle():
+    """Let go of what the run before left: JAX drops borrowed host memory only when it is next called."""
+    gc.collect()
+    if jax := sys.modules.get("jax"):
+        jax.block_until_ready(jax.device_put(0.0))
+        gc.collect()
+
+
+def once(run):
+    settle()
+    cpu, start = time.process_time(), time.perf_counter()
+    with Peak() as peak:
+        made = run()
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - start
+    del made
+    return {"wall": wall, "cpu": cpu, "anon": peak.extra}
+
+
+def main(module, method, options):
+    """Run a method: the warm-up, whose result is checked, and then the runs that count."""
+    run, digest = getattr(import_module(f"benchmarks.{module}"), method)(json.loads(options))
+    found = {"digest": digest(run())}
+    rows = [once(run) for _ in range(json.loads(options)["runs"])]
+    found |= {key: statistics.median(row[key] for row in rows) for key in ("wall", "cpu")}
+    # Before the first run the allocator may hold memory of the warm-up, so the largest is the honest one.
+    found["anon"] = max(row["anon"] for row in rows)
+    print(json.dumps(found))
+    sys.stdout.flush()
+    os._exit(0)
+
+
+def child(module, method, options):
+    """The figures of a method, or why there are none."""
+    peer = method.startswith("peer_")
+    if peer and not PEERS.exists():
+        return {"skipped": "no environment of peers"}
+    command = [str(PEERS) if peer else sys.executable, "-m", "benchmarks.measure", module, method]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false", **options.get("env", {})}
+    done = subprocess.run([*command, json.dumps(options)], capture_output=True, text=True, cwd=ROOT, env=env)
+    if done.returncode:
+        return {"skipped": (done.stderr.strip().splitlines() or ["failed"])[-1][:200]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
