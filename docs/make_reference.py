@@ -15,7 +15,8 @@ from typing import Any
 FOLDER = Path(__file__).parent / "reference"
 ROOMS = (
     *("jaxstate", "jaxstate.optim", "jaxstate.optim.schedulers", "jaxstate.optim.grad_scaler"),
-    *("jaxstate.averaging", "jaxstate.orbax", "jaxstate.testing", "jaxstate.containers", "jaxstate.display"),
+    *("jaxstate.averaging", "jaxstate.orbax", "jaxstate.testing", "jaxstate.containers", "jaxstate.sharded"),
+    *("jaxstate.io", "jaxstate.display"),
 )
 SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|See also):$")
 WIDTH = 100
@@ -38,8 +39,9 @@ def page(module: Any) -> str:
 def public(module: Any) -> dict[str, Any]:
     """The functions and classes that an index names, or that a file itself defines."""
     tree = ast.parse(inspect.getsource(module))
-    named = [a.asname for node in tree.body if isinstance(node, ast.ImportFrom) for a in node.names]
+    named = [a.asname for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for a in node.names]
     own = [n.name for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+    own = [name for name in own if not name.startswith("_")]
     names = [name for name in (own or named) if name and not name.startswith("_")]
     return {n: getattr(module, n) for n in names if callable(getattr(module, n))}
 
