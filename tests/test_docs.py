@@ -35,21 +35,21 @@ def blocks(page):
 
 
 def run_python(body, names, page, line):
-    """A block as a program, or as a session if it has prompts, which is compared with what it shows."""
+    """A block as a program, or, where it has prompts, as a doctest."""
     if ">>>" not in body:
         exec(compile("\n" * (line - 1) + body, str(page), "exec"), names)
         return
     said = []
-    session = doctest.DocTestParser().get_doctest(body, names, page.name, str(page), line - 1)
-    doctest.DocTestRunner(optionflags=FLAGS).run(session, out=said.append, clear_globs=False)
-    names.update(session.globs)
+    example = doctest.DocTestParser().get_doctest(body, names, page.name, str(page), line - 1)
+    doctest.DocTestRunner(optionflags=FLAGS).run(example, out=said.append, clear_globs=False)
+    names.update(example.globs)
     assert not said, "".join(said)
 
 
 def run_console(body, capsys):
     """Commands after `$`, each with the output that follows it; a last line `exit status: n` if not 0."""
-    for session in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
-        command, _, expected = session.replace("\\\n", " ").partition("\n")
+    for example in re.split(r"^\$ ", body, flags=re.MULTILINE)[1:]:
+        command, _, expected = example.replace("\\\n", " ").partition("\n")
         program, *arguments = shlex.split(command, comments=True)
         assert program == "jaxstate", f"no command of ours: {command}"
         capsys.readouterr()
