@@ -45,16 +45,16 @@ def measured(title, module, methods, options, size, strict=True):
 
 
 def show(title, rows, size):
-    print(f"\n{title}, {size / 1e6:.0f} MB\n{'':22}{'s':>8}{'CPU s':>8}{'x':>7}{'CPU x':>7}{'anon':>7}")
+    print(f"\n{title}, {size / 1e6:.0f} MB\n{'':24}{'s':>8}{'CPU s':>8}{'x':>9}{'CPU x':>9}{'anon':>8}")
     floor = next((row for row in rows.values() if "cpu" in row), {})
     for name, row in rows.items():
         if "cpu" not in row:
-            print(f"{name.removeprefix('peer_'):22}  - {row['skipped'][:80]}")
+            print(f"{name.removeprefix('peer_'):24}  - {row['skipped'][:80]}")
             continue
-        ratios = f"{row['wall'] / floor['wall']:7.2f}{row['cpu'] / max(floor['cpu'], 1e-9):7.2f}"
-        memory = f"{row['anon'] / size:7.2f}" if size else ""
+        ratios = f"{row['wall'] / floor['wall']:9.2f}{row['cpu'] / max(floor['cpu'], 1e-9):9.2f}"
+        memory = f"{row['anon'] / size:8.2f}" if size else ""
         print(
-            f"{name.removeprefix('peer_'):22}{row['wall']:8.3f}{row['cpu']:8.3f}{ratios}{memory}", flush=True
+            f"{name.removeprefix('peer_'):24}{row['wall']:8.3f}{row['cpu']:8.3f}{ratios}{memory}", flush=True
         )
 
 

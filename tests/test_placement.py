@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -14,6 +14,7 @@ from jaxstate.placement import fresh, place
 DTYPES = ["float32", "float64", "int8", "bool", "complex64", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
 
 
+@settings(deadline=None)
 @given(st.data(), st.sampled_from(DTYPES))
 def test_a_copy_of_any_view(data, dtype):
     array = data.draw(hnp.arrays(np.int8, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=40)))
