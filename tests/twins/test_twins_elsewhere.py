@@ -31,11 +31,14 @@ def of_equinox(twin, sd):
     binding = js.bind(template, like=sd, **twin.options)
     loaded = js.load_state_dict(template, sd, binding)
     (x,) = twin.inputs.values()
-    if loaded is template or not isinstance(loaded, tuple):
-        return binding, loaded, eqx.filter_jit(jax.vmap(loaded))(x)
+    if not isinstance(loaded, tuple):
+        return binding, loaded, eqx.filter_jit(lambda model, x: jax.vmap(model)(x))(loaded, x)
     model, state = eqx.nn.inference_mode(loaded[0]), loaded[1]
-    run = jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))
-    return binding, loaded, eqx.filter_jit(run)(x, state)[0]
+    return binding, loaded, eqx.filter_jit(_batched)(model, x, state)
+
+
+def _batched(model, x, state):
+    return jax.vmap(model, axis_name="batch", in_axes=(0, None), out_axes=(0, None))(x, state)[0]
 
 
 @pytest.mark.parametrize(
