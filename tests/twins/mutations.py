@@ -169,10 +169,10 @@ OF_BINDINGS = (_swapped, _shifted, _transposed, _flipped, _spatial)
 
 def _heads(right: Right) -> Iterator[Mutation]:
     """Heads innermost, and heads in another order, in the projection of queries and of values."""
-    count = right.heads
     names = r"\.(q|query|q_proj|v|value|v_proj|c_attn)\.weight$"
-    keys = [key for key in right.weights if re.search(names, key)] if count else []
+    keys = [key for key in right.weights if re.search(names, key)] if right.heads else []
     for key in keys[:2]:
+        count = right.groups if re.search("k_proj|v_proj", key) else right.heads
         array, axis, blocks = right.entries[key], int("c_attn" in key), 3 if "c_attn" in key else 1
         rows = np.moveaxis(array, axis, 0)
         split = rows.reshape(blocks, count, -1, *rows.shape[1:])

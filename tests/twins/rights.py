@@ -58,6 +58,11 @@ class Right:
     def heads(self) -> int:
         return getattr(importlib.import_module(f"{self.name}_twin"), "HEADS", 0)
 
+    @cached_property
+    def groups(self) -> int:
+        """How many heads keys and values have."""
+        return getattr(importlib.import_module(f"{self.name}_twin"), "GROUPS", self.heads)
+
     def uses(self, target: str) -> bool:
         """True if the model's file calls this function, or defines it."""
         source = inspect.getsource(importlib.import_module(f"{self.name}_twin"))
