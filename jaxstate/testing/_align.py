@@ -51,6 +51,8 @@ def _ways(
         yield "", ours
         if order is not None and len(order) == shape[-1]:
             yield "flattened in torch's order", ours[..., order]
+    if ours.ndim > 0 and ours.shape == shape[1:]:
+        yield "repeated for the batch", np.broadcast_to(ours, shape)
     if ours.ndim > 2 and _moved(ours.shape) == shape:
         yield "channels moved", np.moveaxis(ours, -1, 1)
     if ours.ndim > 1 and (ours.shape[1], ours.shape[0], *ours.shape[2:]) == shape:

@@ -91,7 +91,7 @@ def _between(run: Run, agreed: Layer | None, layer: Layer, rtol: float) -> Diffe
     least = rtol / SMALL if agreed is None else max(rtol / SMALL, LESS * error_of(agreed.output))
     if error <= least or layer.ours.input is None:
         return None
-    if layer.input is None and not differs(layer.output, rtol):  # its arguments are others, its work the same
+    if _is_other_argument(layer) and not differs(layer.output, rtol):
         return None
     gap = Gap(run, agreed, layer, layer.input)
     causes = causes_in(gap, rtol)
@@ -106,6 +106,11 @@ def _between(run: Run, agreed: Layer | None, layer: Layer, rtol: float) -> Diffe
         modules_in(gap),
         same_values(layer.theirs.input, layer.ours.input, rtol),
     )
+
+
+def _is_other_argument(layer: Layer) -> bool:
+    """Indices, or another shape: where the work is the same, these say nothing of it."""
+    return layer.input is None or layer.input.theirs.dtype.kind in "iu"
 
 
 def _at_the_end(run: Run, agreed: Layer | None, output: Match | None, rtol: float) -> Difference:

@@ -307,7 +307,7 @@ PATCHES = [
     ("no activation", "flax.nnx.relu", lambda x: x, "nothing where torch"),
     ("another number of heads", "{}_twin.HEADS", 4, "into 4 heads"),
     ("heads split innermost", "{}_twin.heads", _heads_innermost, "depth, heads"),
-    ("logits not scaled", "{}_twin.attend", _unscaled, "does not scale"),
+    ("logits not scaled", "{}_twin.attend", _unscaled, "does not scale|operand of torch's mul"),
     ("no causal mask", "{}_twin.causal", lambda length: 0.0, "attends to everything"),
     ("rotary of neighbours", "{}_twin.rotary", _interleaved, "rotary"),
     ("no rotary", "{}_twin.rotary", lambda x: x, "rotary"),

@@ -20,6 +20,9 @@ MISSES = [
     "llama: rotary of neighbours: llama_twin.rotary: placed",  # torch turns halves in a function of its own
     "llama: no rotary: llama_twin.rotary: placed",
     "t5: no causal mask: t5_twin.causal: placed",  # its mask is one array with the distances' bias
+    # JAX reads the table without calling it, so that the report speaks of what comes next
+    "whisper: positions off by one: model.encoder.embed_positions.weight: placed",
+    "whisper: another number of heads: whisper_twin.HEADS: placed",  # torch scales queries by itself
 ]
 
 
@@ -28,7 +31,7 @@ def test_the_table_is_whole():
     assert list(table) == list(TWINS) and RECORD["summary"] == summary(table)
     assert RECORD["summary"]["misses"] == MISSES
     assert not [word for words in table.values() for word in words.values() if word in ("silent", "seen")]
-    assert sum(word in ("named", "refused") for words in table.values() for word in words.values()) >= 200
+    assert sum(word in ("named", "refused") for words in table.values() for word in words.values()) >= 224
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -36,7 +39,7 @@ def test_the_table_names_every_mutation(name):
     """One of them, another one for each twin, is tried again; all of them where there is time."""
     made = list(mutations(right(name)))
     assert [f"{m.family}: {m.what}" for m in made] == list(RECORD["twins"][name])
-    chosen = made[3 + TWINS.index(name) % 7]
+    chosen = made[TWINS.index(name) % 5]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a mistaken model may divide by zero
         word, report = verdict(right(name), chosen)

@@ -29,7 +29,8 @@ def verdict(right: Right, mutation: Mutation) -> tuple[str, str]:
     if not report:
         return SILENT, ""
     places = mutation.places or right.first_module(mutation.entries)
-    if not any(f'"{name}"' in place or re.search(rf"(?m)^{re.escape(name)} ", place) for name in places):
+    said = place + "".join(re.findall(r'"[^"]*"', words))  # or the weights by their names
+    if not any(re.search(rf'"{re.escape(name)}[".]|(?m:^{re.escape(name)} )', said) for name in places):
         return SEEN, f"{places} {report}"
     return (NAMED if re.search(mutation.cause, words) else PLACED), report
 
