@@ -3,9 +3,8 @@
 This is how `convert` rounds, and how its progress bar knows which array has been asked for.
 """
 
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -19,39 +18,46 @@ Array = np.ndarray | LazyArray
 def recast(obj: Any, dtype: np.dtype) -> Any:
     """The same dicts, lists and tuples, with every array of real floats in this dtype.
 
-    Arrays that share memory are rounded at once, every other one when its values are asked for.
+    What is one array in memory stays one; views of a part of another become arrays of their own.
 
     Raises:
-        FileError: then; a finite number that is beyond the dtype.
+        FileError: when it is made; a finite number that is beyond the dtype.
 
     >>> found = recast({"w": np.float32([0.5, 1.5]), "n": np.int64([3])}, np.dtype("float16"))
     >>> np.asarray(found["w"]).dtype, found["n"].dtype
     (dtype('float16'), dtype('int64'))
     """
-    shared, rounded = _sharing(obj), {}
 
     def cast(array: Array) -> Array:
         if not _is_float(array.dtype) or array.dtype == dtype:
             return array
-        if id(array) not in shared:
-            return LazyArray(array.shape, dtype, lambda: _rounded(array, dtype))
-        if _place(array) not in rounded:
-            rounded[_place(array)] = _rounded(array, dtype)
-        return rounded[_place(array)]
+        return LazyArray(array.shape, dtype, lambda: _rounded(array, dtype), tied=True)
 
-    return _mapped(obj, cast)
+    return _mapped(obj, _once(cast))
 
 
 def announced(obj: Any, ask: Callable[[int], Any]) -> Any:
     """The same object, which says how many bytes each array has when its values are asked for."""
-    shared = _sharing(obj)
+    overlapping = _overlapping(obj)
 
     def announce(array: Array) -> Array:
-        if id(array) in shared:
+        if _place(array) in overlapping:  # a view of a part of another array, and written as such
             return array
-        return LazyArray(array.shape, array.dtype, lambda: (ask(array.nbytes), array)[1])
+        return LazyArray(array.shape, array.dtype, lambda: (ask(array.nbytes), array)[1], tied=True)
 
-    return _mapped(obj, announce)
+    return _mapped(obj, _once(announce))
+
+
+def _once(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """The same function, which makes one array of what is one array in memory."""
+    made: dict[Any, Array] = {}
+
+    def changed(array: Array) -> Array:
+        if _place(array) not in made:
+            made[_place(array)] = change(array)
+        return made[_place(array)]
+
+    return changed
 
 
 def _rounded(array: Array, dtype: np.dtype) -> np.ndarray:
@@ -64,18 +70,16 @@ def _rounded(array: Array, dtype: np.dtype) -> np.ndarray:
     return new
 
 
-def _sharing(obj: Any) -> set[int]:
-    """The ids of arrays whose memory another array of the object uses, too."""
-    arrays = list(_arrays(obj))
-    spans = sorted(
-        (*np.lib.array_utils.byte_bounds(a), id(a)) for a in arrays if isinstance(a, np.ndarray) and a.size
-    )
-    found = {key for key, count in Counter(map(id, arrays)).items() if count > 1}
-    reach = 0, 0
-    for span, following in pairwise([*spans, (np.inf, np.inf, 0)]):
-        reach = max(reach, (span[1], span[2]))
-        if following[0] < reach[0]:
-            found |= {reach[1], following[2], span[2]}
+def _overlapping(obj: Any) -> set[Any]:
+    """The places of arrays that lie in part where another lies."""
+    places = {_place(array): array for array in _arrays(obj) if isinstance(array, np.ndarray) and array.size}
+    bounds = {place: np.lib.array_utils.byte_bounds(array) for place, array in places.items()}
+    found, reach, last = set(), 0, None
+    for place, (start, stop) in sorted(bounds.items(), key=lambda item: item[1]):
+        if start < reach:
+            found |= {place, last}
+        if stop > reach:
+            reach, last = stop, place
     return found
 
 
@@ -98,9 +102,9 @@ def _mapped(obj: Any, change: Callable[[Array], Array]) -> Any:
 
 
 def _place(array: Array) -> Any:
-    if isinstance(array, LazyArray):
+    if isinstance(array, LazyArray) or not array.size:
         return id(array)
-    return array.ctypes.data, array.shape, array.strides
+    return array.ctypes.data, array.shape, array.strides, array.dtype.str
 
 
 def _is_float(dtype: np.dtype) -> bool:
