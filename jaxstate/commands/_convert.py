@@ -17,7 +17,6 @@ from jaxstate.commands._factory import HELP, template
 from jaxstate.commands._one_by_one import announced, recast
 from jaxstate.commands._source import PART, by_role, opened, part_of
 from jaxstate.containers import load_checkpoint
-from jaxstate.convert import load_state_dict
 from jaxstate.errors import FileError, quoted
 from jaxstate.io._shards import size_in_bytes
 
@@ -110,10 +109,11 @@ def _write(parsed: argparse.Namespace, content: Any) -> None:
 
 
 def _write_model(parsed: argparse.Namespace, state_dict: Any) -> None:
-    """The state_dict in a JAX model, as an Orbax checkpoint."""
+    """The state_dict in a JAX model, as an Orbax checkpoint, without the model in memory."""
     made = template(parsed.model)
     binding = made.bind(like=state_dict)
-    orbax.save(parsed.target, load_state_dict(made.model, state_dict, binding), binding=binding)
+    memory = parsed.memory or "32MiB"
+    orbax.from_torch(parsed.target, state_dict, made.model, binding=binding, memory=memory)
 
 
 def _report(target: str, count: int, total: int, seconds: float) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxstate.errors import FileError
-from jaxstate.lazy import LazyArray
+from jaxstate.lazy import LazyArray, from_parts
 
 Array = np.ndarray | LazyArray
 
@@ -31,21 +31,26 @@ def recast(obj: Any, dtype: np.dtype) -> Any:
     def cast(array: Array) -> Array:
         if not _is_float(array.dtype) or array.dtype == dtype:
             return array
-        return LazyArray(array.shape, dtype, lambda: _rounded(array, dtype), tied=True)
+        return from_parts(array.shape, dtype, lambda box: _rounded(array[box], dtype), tied=True)
 
     return _mapped(obj, _once(cast))
 
 
 def announced(obj: Any, ask: Callable[[int], Any]) -> Any:
-    """The same object, which says how many bytes each array has when its values are asked for."""
+    """The same object, which says how many bytes an array, or a part of it, has when these are asked for."""
     overlapping = _overlapping(obj)
 
     def announce(array: Array) -> Array:
         if _place(array) in overlapping:  # a view of a part of another array, and written as such
             return array
-        return LazyArray(array.shape, array.dtype, lambda: (ask(array.nbytes), array)[1], tied=True)
+        return from_parts(array.shape, array.dtype, lambda box: _asked(array[box], ask), tied=True)
 
     return _mapped(obj, _once(announce))
+
+
+def _asked(part: Any, ask: Callable[[int], Any]) -> Any:
+    ask(part.nbytes)
+    return part
 
 
 def _once(change: Callable[[Array], Array]) -> Callable[[Array], Array]:
