@@ -163,9 +163,7 @@ class Rule(Entry):
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """torch's shape for each key. Raises BindingError while the leaf's own shape is not known."""
-        if self.shape is None:
-            raise BindingError(f"{self!r} does not know its shape: Binding.of(leaves) tells it")
-        shape = self.layout.shape((*self._lengths(self.path), *self.shape))
+        shape = self.layout.shape((*self._lengths(self.path), *self._known_shape()))
         return dict.fromkeys(self.keys, shape[len(self._lengths(self.key)) :])
 
     @property
@@ -264,11 +262,15 @@ class Rule(Entry):
         given = {name: getattr(self, name) for name in ("key", "path", "pattern", "buffer", "shape", "dtype")}
         return Rule(**{**given, **dict(self.names), **dict(self.sizes), **changes})
 
+    def _known_shape(self) -> tuple[int, ...]:
+        if self.shape is None:
+            raise BindingError(f"{self!r} does not know its shape: Binding.of(leaves) tells it")
+        return self.shape
+
     @property
     def _sizes(self) -> dict[str, int]:
         """The length of every axis."""
-        assert self.shape is not None
-        return self.layout.axes((*self._lengths(self.path), *self.shape))
+        return self.layout.axes((*self._lengths(self.path), *self._known_shape()))
 
     def _lengths(self, template: str) -> list[int]:
         """The lengths of the axes that live in this name and not in the other: they are stacked."""

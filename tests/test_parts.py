@@ -182,3 +182,8 @@ def test_no_page_of_a_mapped_file_is_touched_without_need(tmp_path, name):
         found = np.array(lazy[path][:, 2:4])
         assert np.array_equal(found, torch.reshape(3, 8, 16, 4096)[n, 2:4].transpose(2, 0, 1))
     assert 0.9 * torch.nbytes / 4 < resident(name) - before < torch.nbytes / 4 + 6 * 2**17
+
+
+def test_a_rule_without_its_shape_says_what_tells_it():
+    with pytest.raises(js.BindingError, match=r"does not know its shape: Binding.of\(leaves\) tells it"):
+        js.Rule("w", "w", "i o -> o i").lazy_leaves({"w": np.ones((2, 3))})

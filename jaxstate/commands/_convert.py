@@ -4,6 +4,7 @@ import argparse
 import os
 import sys
 import time
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def add_to(commands: Any) -> None:
     command.add_argument("target", metavar="OUT", help="a file, whose suffix chooses the format, or a folder")
     command.add_argument("--format", choices=FORMATS, help="in place of what the suffix says")
     command.add_argument("--part", help=f"{PART}; the model where OUT can hold nothing else")
-    command.add_argument("--dtype", choices=DTYPES, help="round all floats of what is written to this")
+    command.add_argument("--dtype", choices=DTYPES, help="round the floats of a model to this")
     command.add_argument("--prefix", default="", help="put this before every key")
     command.add_argument("--strip-prefix", default="", metavar="PREFIX", help="take this from every key")
     command.add_argument("--max-shard-size", metavar="SIZE", help="of a safetensors file in a folder: 5GB")
@@ -46,7 +47,9 @@ def add_to(commands: Any) -> None:
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    content = _renamed(_content(parsed), parsed.strip_prefix, parsed.prefix)
+    content = _content(parsed)
+    _check_flat(parsed, content)
+    content = _renamed(content, parsed.strip_prefix, parsed.prefix)
     if parsed.dtype:
         content = recast(content, np.dtype(getattr(ml_dtypes, parsed.dtype, parsed.dtype)))
     sizes = {path: value.nbytes for path, value in entries(content).items() if is_array(value)}
@@ -83,7 +86,16 @@ def _say_left(places: Iterable[str]) -> None:
 def _holds_one_model(parsed: argparse.Namespace) -> bool:
     """Whether what is asked for is a flat dict of arrays and nothing else."""
     safetensors = parsed.format == "safetensors" or parsed.target.endswith(".safetensors")
-    return bool(safetensors or parsed.model or parsed.max_shard_size or parsed.prefix or parsed.strip_prefix)
+    options = (parsed.model, parsed.max_shard_size, parsed.dtype, parsed.prefix, parsed.strip_prefix)
+    return safetensors or any(options)
+
+
+def _check_flat(parsed: argparse.Namespace, content: Any) -> None:
+    """An optimizer's step counts must not be rounded, nor its own keys renamed."""
+    asked = {"--dtype": parsed.dtype, "--prefix": parsed.prefix, "--strip-prefix": parsed.strip_prefix}
+    given = [option for option, value in asked.items() if value]
+    if given and not _is_flat(content):
+        raise FileError(f"{' and '.join(given)} is for the weights of a model, and {parsed.part} is none")
 
 
 def _is_flat(content: Any) -> bool:
@@ -93,9 +105,19 @@ def _is_flat(content: Any) -> bool:
 def _renamed(content: Any, strip: str, prefix: str) -> Any:
     if not (strip or prefix):
         return content
-    if odd := [key for key in content if not str(key).startswith(strip)]:
+    if odd := [key for key in content if not key.startswith(strip)]:
         raise FileError(f'{len(odd)} keys do not begin with "{strip}", such as "{odd[0]}"')
-    return {prefix + key.removeprefix(strip): value for key, value in content.items()}
+    new = OrderedDict((prefix + key.removeprefix(strip), value) for key, value in content.items())
+    if versions := getattr(content, "_metadata", None):
+        new._metadata = _renamed_modules(versions, strip, prefix)  # pyright: ignore[reportAttributeAccessIssue]
+    return new
+
+
+def _renamed_modules(versions: Mapping[str, Any], strip: str, prefix: str) -> "OrderedDict[str, Any]":
+    """torch's `_metadata` for the same modules; those above a prefix that is taken away have no place."""
+    kept = {name: value for name, value in versions.items() if f"{name}.".startswith(strip) or not strip}
+    moved = {(prefix + f"{name}.".removeprefix(strip)).strip("."): value for name, value in kept.items()}
+    return OrderedDict(moved)
 
 
 def _check_memory(sizes: Mapping[str, int], budget: str | None) -> None:

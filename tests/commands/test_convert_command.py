@@ -132,3 +132,29 @@ def test_the_bar_counts_every_byte(training):
     assert asked == []
     assert np.array_equal(np.asarray(new["a"]), obj["a"]) and np.asarray(new["b"][0]).dtype == "int8"
     assert asked == [48, 3] and new["c"] == "text"
+
+
+def test_only_a_model_is_rounded(jaxstate, saved, training, tmp_path):
+    """A step count of 1001 has no bfloat16, and would come back as 1000."""
+    done = jaxstate("convert", saved, tmp_path / "a.pt", "--dtype", "bfloat16")
+    assert done.status == 0 and 'not taken: "optimizer", "epoch"' in done.err
+    same(torch.load(tmp_path / "a.pt"), {key: t.bfloat16() for key, t in training["model"].items()})
+
+
+@pytest.mark.parametrize("option", [("--dtype", "bfloat16"), ("--prefix", "net."), ("--strip-prefix", "s")])
+def test_an_optimizer_is_neither_rounded_nor_renamed(jaxstate, saved, tmp_path, option):
+    done = jaxstate("convert", saved, tmp_path / "a.pt", "--part", "optimizer", *option)
+    assert done.status == 2 and not (tmp_path / "a.pt").exists()
+    assert f"{option[0]} is for the weights of a model, and optimizer is none" in done.err
+
+
+def test_the_versions_of_modules_are_renamed_with_them(jaxstate, tmp_path):
+    inner = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    outer = torch.nn.ModuleDict({"net": inner})
+    torch.save(inner.state_dict(), tmp_path / "inner.pt")
+    assert jaxstate("convert", tmp_path / "inner.pt", tmp_path / "outer.pt", "--prefix", "net.").status == 0
+    found, expected = torch.load(tmp_path / "outer.pt"), outer.state_dict()
+    same(found, expected)
+    assert {**found._metadata, "": {"version": 1}} == dict(expected._metadata)
+    assert jaxstate("convert", tmp_path / "outer.pt", tmp_path / "b.pt", "--strip-prefix", "net.").status == 0
+    assert torch.load(tmp_path / "b.pt")._metadata == inner.state_dict()._metadata
