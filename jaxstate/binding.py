@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from operator import is_
 from typing import Any
 
 from jaxstate.blocks import Blocks
@@ -191,7 +192,8 @@ class Binding:
             BindingError: a leaf that no rule names, a rule without its leaf, a shape that does not fit.
         """
         self._check_leaves(leaves)
-        return replace(self, rules=tuple(rule.of(leaves) for rule in self.rules))
+        rules = tuple(rule.of(leaves) for rule in self.rules)
+        return self if all(map(is_, rules, self.rules)) else replace(self, rules=rules)
 
     def like(self, state_dict: Arrays) -> "Binding":
         """This Binding with what a file knows beyond the leaves: key order, torch-only values, `_metadata`.

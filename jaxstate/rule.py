@@ -7,6 +7,7 @@ and `{axis}` in one of them is an axis like any other: names and array together 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
 from jaxstate.hosted import Hosted, hosted
-from jaxstate.layout import Layout, insert_axis, tidy
+from jaxstate.layout import Layout, insert_axis, length_of, tidy
 from jaxstate.lazy import Box, LazyArray, Made, from_parts
 from jaxstate.parts import dtype_of_stack, part, places
 from jaxstate.template import Values, fill, holes, names
@@ -129,20 +130,21 @@ class Rule(Entry):
         **axes: int | Iterable[str | int],
     ):
         values = {axis: tuple(v) for axis, v in axes.items() if isinstance(v, Iterable)}
-        sizes = {axis: v for axis, v in axes.items() if not isinstance(v, Iterable)}
+        given = {axis: v for axis, v in axes.items() if axis not in values}
+        sizes = tuple(sorted((axis, length_of(pattern, axis, v)) for axis, v in given.items()))
         _check_holes(key, path, values)
-        for name, value in dict(
+        lengths = (*sizes, *((axis, len(row)) for axis, row in values.items()))
+        vars(self).update(
             key=key,
             path=path,
             pattern=tidy(pattern),
             names=tuple(values.items()),
-            sizes=tuple(sorted(sizes.items())),
+            sizes=sizes,
             buffer=buffer,
-            shape=None if shape is None else tuple(int(n) for n in shape),
-            dtype=None if dtype is None else str(np.dtype(dtype)),
-            layout=_whole(key, path, pattern, {**sizes, **{axis: len(v) for axis, v in values.items()}}),
-        ).items():
-            object.__setattr__(self, name, value)
+            shape=None if shape is None else tuple(map(int, shape)),
+            dtype=None if dtype is None else name_of(np.dtype(dtype)),
+            layout=_whole(holes(key), holes(path), pattern, lengths),
+        )
 
     def __repr__(self) -> str:
         axes = {**{axis: _compact(values) for axis, values in self.names}, **dict(self.sizes)}
@@ -150,12 +152,12 @@ class Rule(Entry):
         extra = "".join(f", {name}={value!r}" for name, value in options.items())
         return f'Rule("{self.key}", "{self.path}", "{self.pattern}"{extra})'
 
-    @property
+    @cached_property
     def keys(self) -> tuple[str, ...]:
         """Every torch key, the holes filled in."""
         return tuple(names(self.key, dict(self.names)))
 
-    @property
+    @cached_property
     def paths(self) -> tuple[str, ...]:
         """Every leaf's path, the holes filled in."""
         return tuple(names(self.path, dict(self.names)))
@@ -233,8 +235,11 @@ class Rule(Entry):
             sizes = self.layout.sized((*self._lengths(self.path), *shape)).sizes
         except LayoutError as error:
             raise BindingError(f"{self!r} does not fit its leaf: {error}") from error
-        inner = {axis: size for axis, size in sizes if axis not in dict(self.names)}
-        return self._with(shape=shape, dtype=leaves[self.paths[0]].dtype, **inner)
+        inner = tuple((axis, size) for axis, size in sizes if axis not in dict(self.names))
+        dtype = name_of(np.dtype(leaves[self.paths[0]].dtype))
+        if (shape, dtype, inner) == (self.shape, self.dtype, self.sizes):
+            return self
+        return self._with(shape=shape, dtype=dtype, **dict(inner))
 
     def at(self, key: str, path: str) -> "Rule":
         """This rule for a module that stands at a place: both names prefixed, dots included."""
@@ -306,13 +311,22 @@ class Rule(Entry):
             yield given, wanted
 
 
-def _whole(key: str, path: str, pattern: str, sizes: Mapping[str, Any]) -> Layout:
+@lru_cache(maxsize=1024)  # a model has few layouts, however many leaves
+def _whole(
+    keys: tuple[str, ...], paths: tuple[str, ...], pattern: str, sizes: tuple[tuple[str, int], ...]
+) -> Layout:
     """The layout of names and array together: holes of the path, then JAX axes -> holes of the key, ..."""
     left, arrow, right = pattern.partition("->")
-    shared = set(holes(key)) & set(holes(path))
-    inner, outer = (" ".join(axis for axis in holes(side) if axis not in shared) for side in (path, key))
-    own = {axis: size for axis, size in sizes.items() if axis not in shared}
+    shared = set(keys) & set(paths)
+    inner, outer = (" ".join(axis for axis in side if axis not in shared) for side in (paths, keys))
+    own = {axis: size for axis, size in sizes if axis not in shared}
     return Layout(f"{inner} {left} {arrow} {outer} {right}", **own)
+
+
+@cache
+def name_of(dtype: np.dtype) -> str:
+    """What a rule calls a dtype."""
+    return str(dtype)
 
 
 def _check_holes(key: str, path: str, values: Mapping[str, tuple[str | int, ...]]) -> None:

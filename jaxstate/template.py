@@ -14,7 +14,6 @@ from jaxstate.errors import BindingError
 Values = Mapping[str, Sequence[str | int]]
 
 
-@cache
 def holes(template: str) -> tuple[str, ...]:
     """The axes of a template, in order.
 
@@ -24,6 +23,11 @@ def holes(template: str) -> tuple[str, ...]:
     Raises:
         BindingError: braces that hold no axis name, or the same axis twice.
     """
+    return _holes(template) if "{" in template or "}" in template else ()
+
+
+@cache
+def _holes(template: str) -> tuple[str, ...]:
     try:
         found = [name for _, name, *rest in Formatter().parse(template) if name is not None]
     except ValueError as error:
