@@ -224,10 +224,9 @@ def moved_in(
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
-    adapter = adapter_of(model)
-    leaves = adapter.leaves(model)
-    binding, collection = fitting(binding, model, leaves)
-    leaves = {collection + path: leaf for path, leaf in leaves.items()}
+    model_leaves, with_leaves, without_values = adapter_of(model).apart(model)
+    binding, collection = fitting(binding, model, model_leaves)
+    leaves = {collection + path: leaf for path, leaf in model_leaves.items()}
     part = binding if only is None else binding.only(only)
     arrays = _chosen(state_dict, prefix, only)
     untouched = set() if strict else _untouched(part, arrays)
@@ -238,8 +237,8 @@ def moved_in(
     _check(part, arrays, leaves, cast, _name_of(model))
     found = ((path, leaf) for path, leaf in part.each_leaf(arrays, parted) if path not in untouched)
     new = {path: place(leaf, leaves[path]) for path, leaf in found}
-    _check_values(leaves, new, adapter.without_values(model))
-    return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
+    _check_values(leaves, new, without_values)
+    return with_leaves({path.removeprefix(collection): leaf for path, leaf in new.items()})
 
 
 def _name_of(model: Any) -> str:

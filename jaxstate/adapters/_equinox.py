@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxstate.adapters import _equinox_layers as layers
+from jaxstate.adapters._apart import Apart
 from jaxstate.adapters._equinox_state import (
     Path,
     indices,
@@ -59,10 +60,11 @@ def with_leaves(model: Any, new: Mapping[str, Any]) -> Any:
     return tree if pair.state is None else (tree, with_state_leaves(pair, new))
 
 
-def without_values(model: Any) -> list[str]:
-    """Paths of random keys that are abstract: no file can give them a value."""
+def apart(model: Any) -> Apart:
+    """The leaves of a model, and how to make one of others. No file can give an abstract random key a value."""
     found = flat(parted(model).tree).items()
-    return [path for path, leaf in found if _is_key(leaf) and isinstance(leaf, jax.ShapeDtypeStruct)]
+    keys = [path for path, leaf in found if isinstance(leaf, jax.ShapeDtypeStruct) and _is_key(leaf)]
+    return Apart(leaves(model), lambda new: with_leaves(model, new), keys)
 
 
 def read(model: Any, options: Options) -> Reading:

@@ -6,12 +6,13 @@ NNX sorts attributes whenever a module passes through split, merge, jit or clone
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
+from jaxstate.adapters._apart import Apart
 from jaxstate.adapters._nnx_layers import kind_of, layer_of, owner_of
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
@@ -26,36 +27,65 @@ _NODES = (nnx.Pytree, dict, list, tuple)
 _OWN = ("_pytree__nodes", "_pytree__state", "_length")  # what NNX itself puts on a module
 
 
+class Place(NamedTuple):
+    """A variable or array of a module's state: NNX's path of it, itself, and the path as a Binding has it."""
+
+    path: Path
+    leaf: Any
+    name: str
+
+
 def leaves(model: nnx.Module) -> dict[str, Any]:
     """Parameters and buffers by dotted path; values may be abstract. Random state and caches are left out.
 
     Raises:
         BindingError: a variable whose value is no array.
     """
-    state = nnx.to_flat_state(nnx.state(model))
-    flat = [(path, _value(leaf)) for path, leaf in state if not isinstance(leaf, _PASSING)]
-    if strange := [f"{_dotted(path)} ({type(v).__name__})" for path, v in flat if not hasattr(v, "shape")]:
-        raise BindingError(f"these variables hold no array: {', '.join(strange)}")
-    return unique([(_dotted(path), leaf) for path, leaf in [*flat, *_bare(model, flat)]])
+    return _own(model, _flat(nnx.state(model)))
 
 
 def with_leaves(model: nnx.Module, new: Mapping[str, Any]) -> nnx.Module:
     """A new module with these leaves; whatever is not given stays what it was."""
+    return _merged(model, *_split(model), new)
+
+
+def apart(model: nnx.Module) -> Apart:
+    """The leaves of a module, and how to make one of others; its graph is read once."""
+    graphdef, flat = _split(model)
+    random = [name for _, leaf, name in flat if _is_abstract(leaf) and isinstance(leaf, nnx.RngState)]
+    return Apart(_own(model, flat), lambda new: _merged(model, graphdef, flat, new), random)
+
+
+def _split(model: nnx.Module) -> tuple[Any, list[Place]]:
     graphdef, state = nnx.split(model)
-    old = [(path, leaf, _dotted(path)) for path, leaf in nnx.to_flat_state(state)]
-    flat = [(path, _replaced(leaf, new.get(name))) for path, leaf, name in old]
-    result = nnx.merge(graphdef, nnx.from_flat_state(flat))
-    for path, leaf in _bare(model, [(path, _value(leaf)) for path, leaf, _ in old]):
+    return graphdef, _flat(state)
+
+
+def _flat(state: nnx.State) -> list[Place]:
+    return [Place(path, leaf, _dotted(path)) for path, leaf in nnx.to_flat_state(state)]
+
+
+def _own(model: nnx.Module, flat: Sequence[Place]) -> dict[str, Any]:
+    found = [(name, _value(leaf)) for _, leaf, name in flat if not isinstance(leaf, _PASSING)]
+    if strange := [f"{name} ({type(v).__name__})" for name, v in found if not hasattr(v, "shape")]:
+        raise BindingError(f"these variables hold no array: {', '.join(strange)}")
+    return unique([*found, *((_dotted(path), leaf) for path, leaf in _bare(model, flat))])
+
+
+def _merged(model: nnx.Module, graphdef: Any, flat: Sequence[Place], new: Mapping[str, Any]) -> nnx.Module:
+    state = [(path, _replaced(leaf, new.get(name))) for path, leaf, name in flat]
+    result = nnx.merge(graphdef, nnx.from_flat_state(state))
+    for path, leaf in _bare(model, flat):
         _put(result, path, new.get(_dotted(path), leaf))
     return result
 
 
-def _bare(model: nnx.Module, flat: Sequence[tuple[Path, Any]]) -> list[tuple[Path, jax.ShapeDtypeStruct]]:
+def _bare(model: nnx.Module, flat: Sequence[Place]) -> list[tuple[Path, jax.ShapeDtypeStruct]]:
     """Abstract arrays outside of any Variable: NNX takes these for static attributes, not for state."""
-    if flat and not any(isinstance(leaf, jax.ShapeDtypeStruct) for _, leaf in flat):
+    if flat and not any(_is_abstract(place.leaf) for place in flat):
         return []
     found = ((path, leaf) for path, leaf in nnx.iter_graph(model) if isinstance(leaf, jax.ShapeDtypeStruct))
-    known = {path for path, _ in flat}
+    known = {place.path for place in flat}
     return [(path, leaf) for path, leaf in found if path not in known]
 
 
@@ -64,12 +94,6 @@ def _put(node: Any, path: Path, value: Any) -> None:
     for part in parents:
         node = getattr(node, str(part)) if isinstance(node, nnx.Pytree) else node[part]
     node.__setitem__(last, value) if isinstance(node, dict | list) else setattr(node, str(last), value)
-
-
-def without_values(model: nnx.Module) -> list[str]:
-    """Paths of random state that is abstract: no file can give it a value."""
-    flat = nnx.to_flat_state(nnx.state(model, nnx.RngState))
-    return [_dotted(path) for path, leaf in flat if isinstance(_value(leaf), jax.ShapeDtypeStruct)]
 
 
 def read(model: nnx.Module, options: Options) -> Reading:
@@ -185,6 +209,10 @@ def _is_array(value: Any) -> bool:
 
 def _value(leaf: Any) -> Any:
     return leaf.get_raw_value() if isinstance(leaf, nnx.Variable) else leaf
+
+
+def _is_abstract(leaf: Any) -> bool:
+    return isinstance(_value(leaf), jax.ShapeDtypeStruct)
 
 
 def _replaced(leaf: Any, value: Any) -> Any:
