@@ -134,6 +134,8 @@ class Rule(Entry):
         sizes = tuple(sorted((axis, length_of(pattern, axis, v)) for axis, v in given.items()))
         _check_holes(key, path, values)
         lengths = (*sizes, *((axis, len(row)) for axis, row in values.items()))
+        layout = _whole(holes(key), holes(path), pattern, lengths)
+        shape = None if shape is None else tuple(map(int, shape))
         vars(self).update(
             key=key,
             path=path,
@@ -141,10 +143,12 @@ class Rule(Entry):
             names=tuple(values.items()),
             sizes=sizes,
             buffer=buffer,
-            shape=None if shape is None else tuple(map(int, shape)),
+            shape=shape,
             dtype=None if dtype is None else name_of(np.dtype(dtype)),
-            layout=_whole(holes(key), holes(path), pattern, lengths),
+            layout=layout,
         )
+        if shape is not None:
+            vars(self).update(layout=layout.sized((*self._lengths(path), *shape)))
 
     def __repr__(self) -> str:
         axes = {**{axis: _compact(values) for axis, values in self.names}, **dict(self.sizes)}
@@ -230,16 +234,15 @@ class Rule(Entry):
         shapes = {tuple(leaves[path].shape) for path in self.paths}
         if len(shapes) != 1:
             raise BindingError(f"the leaves of {self!r} have several shapes: {sorted(shapes)}")
-        shape = shapes.pop()
+        shape, dtype = shapes.pop(), name_of(np.dtype(leaves[self.paths[0]].dtype))
+        if (shape, dtype) == (self.shape, self.dtype):
+            return self
         try:
             sizes = self.layout.sized((*self._lengths(self.path), *shape)).sizes
         except LayoutError as error:
             raise BindingError(f"{self!r} does not fit its leaf: {error}") from error
-        inner = tuple((axis, size) for axis, size in sizes if axis not in dict(self.names))
-        dtype = name_of(np.dtype(leaves[self.paths[0]].dtype))
-        if (shape, dtype, inner) == (self.shape, self.dtype, self.sizes):
-            return self
-        return self._with(shape=shape, dtype=dtype, **dict(inner))
+        inner = {axis: size for axis, size in sizes if axis not in dict(self.names)}
+        return self._with(shape=shape, dtype=dtype, **inner)
 
     def at(self, key: str, path: str) -> "Rule":
         """This rule for a module that stands at a place: both names prefixed, dots included."""
@@ -279,10 +282,14 @@ class Rule(Entry):
 
     def _lengths(self, template: str) -> list[int]:
         """The lengths of the axes that live in this name and not in the other: they are stacked."""
+        if not self.names:
+            return []
         shared = set(holes(self.key)) & set(holes(self.path))
         return [len(dict(self.names)[axis]) for axis in holes(template) if axis not in shared]
 
     def _move(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, Any]:
+        if not self.names:
+            return {target: layout(arrays[source])}
         inner, outer = self._lengths(source), self._lengths(target)
         moved = {}
         for given, wanted in self._rows(source, target):
@@ -372,6 +379,8 @@ def _lazy(
         found = part(layout, sizes, stack, (*here, *box))
         return found[(0,) * len(here)].astype(dtype, copy=False)
 
+    if not index and isinstance(alone := stack.get(()), np.ndarray):
+        return LazyArray(tuple(shape), dtype, lambda: layout.inverse(alone), read, tied=True)
     return from_parts(tuple(shape), dtype, read, tied=True)
 
 
