@@ -107,8 +107,7 @@ class Binding:
             BindingError: leaves that are missing, or that no rule names.
         """
         self._check_leaves(leaves)
-        arrays = {key: array for rule in self.rules for key, array in rule.state_dict(leaves).items()}
-        return {key: arrays[self._tied.get(key, key)] for key in self.keys}
+        return self.in_order({key: x for rule in self.rules for key, x in rule.state_dict(leaves).items()})
 
     def lazy_state_dict(self, leaves: Arrays) -> dict[str, Any]:
         """The same arrays; those that bijections make are read from the leaves when they are asked for.
@@ -116,8 +115,20 @@ class Binding:
         Raises:
             BindingError: leaves that are missing, or that no rule names.
         """
+        return self.in_order(dict(self.each_array(leaves)))
+
+    def each_array(self, leaves: Arrays) -> Iterator[tuple[str, Any]]:
+        """The same arrays rule by rule and each once, so that one at a time is in memory; ties come later.
+
+        Raises:
+            BindingError: leaves that are missing, or that no rule names.
+        """
         self._check_leaves(leaves)
-        arrays = {key: array for rule in self.rules for key, array in rule.lazy_state_dict(leaves).items()}
+        for rule in self.rules:
+            yield from rule.lazy_state_dict(leaves).items()
+
+    def in_order(self, arrays: Arrays) -> dict[str, Any]:
+        """Each rule's arrays in torch's order; tied keys hold one and the same array."""
         return {key: arrays[self._tied.get(key, key)] for key in self.keys}
 
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Rule(Entry):
         path: the leaf's dotted path in the pytree, with holes likewise.
         pattern: the array's layout, JAX axes left. An axis of a hole stands here on the other side only.
         buffer: True for a torch buffer, which no optimizer has an id for.
-        shape, dtype: of each leaf, where known; `of` fills them in.
+        shape, dtype: of each leaf, where known; `of` fills them in. A shape tells the lengths of all axes.
         **axes: for an axis in a name the values it takes there, in order; for a part of a merged
             axis its length.
 
@@ -134,8 +134,6 @@ class Rule(Entry):
         sizes = tuple(sorted((axis, length_of(pattern, axis, v)) for axis, v in given.items()))
         _check_holes(key, path, values)
         lengths = (*sizes, *((axis, len(row)) for axis, row in values.items()))
-        layout = _whole(holes(key), holes(path), pattern, lengths)
-        shape = None if shape is None else tuple(map(int, shape))
         vars(self).update(
             key=key,
             path=path,
@@ -143,12 +141,14 @@ class Rule(Entry):
             names=tuple(values.items()),
             sizes=sizes,
             buffer=buffer,
-            shape=shape,
+            shape=None if shape is None else tuple(map(int, shape)),
             dtype=None if dtype is None else name_of(np.dtype(dtype)),
-            layout=layout,
+            layout=_whole(holes(key), holes(path), pattern, lengths),
         )
-        if shape is not None:
-            vars(self).update(layout=layout.sized((*self._lengths(path), *shape)))
+        if self.shape is not None:
+            layout = self.layout.sized((*self._lengths(path), *self.shape))
+            told = {axis: size for axis, size in layout.sizes if axis not in values}
+            vars(self).update(layout=layout, sizes=tuple(sorted({**dict(sizes), **told}.items())))
 
     def __repr__(self) -> str:
         axes = {**{axis: _compact(values) for axis, values in self.names}, **dict(self.sizes)}
@@ -238,11 +238,9 @@ class Rule(Entry):
         if (shape, dtype) == (self.shape, self.dtype):
             return self
         try:
-            sizes = self.layout.sized((*self._lengths(self.path), *shape)).sizes
+            return self._with(shape=shape, dtype=dtype)
         except LayoutError as error:
             raise BindingError(f"{self!r} does not fit its leaf: {error}") from error
-        inner = {axis: size for axis, size in sizes if axis not in dict(self.names)}
-        return self._with(shape=shape, dtype=dtype, **inner)
 
     def at(self, key: str, path: str) -> "Rule":
         """This rule for a module that stands at a place: both names prefixed, dots included."""
@@ -300,6 +298,8 @@ class Rule(Entry):
     def _lazily(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, LazyArray]:
         """What `_move` gives, by parts; the layout is that of the target to the left."""
         sizes = self._sizes
+        if not self.names:
+            return {target: _lazy(layout, sizes, {(): _readable(arrays[source])}, ())}
         inner, outer = self._lengths(source), self._lengths(target)
         moved = {}
         for given, wanted in self._rows(source, target):

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxstate.adapters._apart import Apart
 from jaxstate.adapters._nnx_layers import kind_of, layer_of, owner_of
 from jaxstate.adapters._options import Options
-from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
+from jaxstate.adapters._reading import Key, Layer, Leaf, Reading, paths_of
 from jaxstate.binding import matches
 from jaxstate.errors import BindingError
 from jaxstate.tree import unique
@@ -98,8 +98,11 @@ def _put(node: Any, path: Path, value: Any) -> None:
 
 def read(model: nnx.Module, options: Options) -> Reading:
     """What the model registered, in order: known layers with their rules, and other arrays."""
-    walk, known = _Walk(model, options), leaves(model)
+    walk, known = _Walk(options, {}), leaves(model)
     found = list(walk.module(model, (), ()))
+    if not known.keys() >= {path for part in found for path in paths_of(part)}:
+        walk = _Walk(options, _canonical(model))
+        found = list(walk.module(model, (), ()))
     if idle := [pattern for pattern in options.multilayer if pattern not in walk.multilayers]:
         raise BindingError(f"multilayer={idle}: no nnx.List or nnx.Sequential has such a name")
     if lost := [part.path for part in found if isinstance(part, Leaf) and part.path not in known]:
@@ -111,22 +114,21 @@ def read(model: nnx.Module, options: Options) -> Reading:
     return Reading(found, known, call if callable(model) else None)
 
 
+def _canonical(model: nnx.Module) -> dict[int, Path]:
+    """NNX names a shared object by the first of its paths in sorted order, and so do its optimizers."""
+    graph = nnx.iter_graph(model)
+    return {id(node): path for path, node in graph if isinstance(node, nnx.Pytree | nnx.Variable)}
+
+
 @dataclass
 class _Walk:
     """One pass over a module graph; remembers what it met, since a module or variable may stand twice."""
 
-    model: nnx.Module
     options: Options
+    canonical: Mapping[int, Path]  # of what stands twice; empty while nothing is known to
     met: dict[int, Key] = field(default_factory=dict)
-    above: list[Any] = field(default_factory=list)  # the modules that the walk is in
+    above: list[tuple[Any, Path]] = field(default_factory=list)  # the modules that the walk is in
     multilayers: set[str] = field(default_factory=set)  # the patterns that named a module
-
-    def __post_init__(self):
-        # NNX names a shared object by the first of its paths in sorted order, and so do its optimizers.
-        graph = nnx.iter_graph(self.model)
-        self.canonical = {
-            id(node): path for path, node in graph if isinstance(node, nnx.Pytree | nnx.Variable)
-        }
 
     def module(self, module: Any, key: Key, path: Path) -> Iterator[Layer | Leaf]:
         path = self.canonical.get(id(module), path)
@@ -153,9 +155,10 @@ class _Walk:
 
     def _children(self, module: Any, key: Key, path: Path) -> Iterator[Layer | Leaf]:
         """Own parameters first, then buffers, then submodules, as in torch; each in order of assignment."""
-        if any(module is other for other in self.above):
-            raise BindingError(f"{_dotted(path) or 'the model'} holds itself, below {'.'.join(key)}")
-        self.above.append(module)
+        for other, place in self.above:
+            if module is other:
+                raise BindingError(f"{_dotted(place) or 'the model'} holds itself, below {'.'.join(key)}")
+        self.above.append((module, path))
         items = _items(module)
         own = [self._leaf(v, (*key, str(n)), (*path, n), owner_of(module)) for n, v in items if _is_array(v)]
         yield from sorted(own, key=lambda leaf: leaf.buffer)

@@ -109,7 +109,7 @@ def rules_of(reading: Reading, options: Options) -> list[AnyRule]:
             known = _tied_leaf(part, bound)
             unknown += [part] if not known else []
         replaced = [rule for rule in known or () if not given.claims(rule)]
-        rules += [*given.rules_for(_paths(part)), *replaced]
+        rules += [*given.rules_for(paths_of(part)), *replaced]
     if unknown:
         raise BindingError(_unknown(unknown))
     return list(_shared_once([*rules, *given.rest()]))
@@ -211,7 +211,8 @@ def _ties(new: Any, old: Any) -> list[Tied]:
     return [Tied(new.key, old.key, axes)]
 
 
-def _paths(part: Layer | Leaf) -> list[str]:
+def paths_of(part: Layer | Leaf) -> list[str]:
+    """The paths of a layer's leaves, or of an array."""
     if isinstance(part, Leaf):
         return [part.path]
     return [part.elsewhere.get(name, part.path + name) for name in part.actual]
