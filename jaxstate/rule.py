@@ -7,7 +7,7 @@ and `{axis}` in one of them is an axis like any other: names and array together 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property, lru_cache
+from functools import cache, lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -29,6 +29,8 @@ Rename = Callable[[str, Values], str]  # from a template of keys and its values 
 
 class Entry:
     """The answers of a rule that has nothing to say."""
+
+    __slots__ = ()
 
     keys: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
@@ -84,7 +86,7 @@ class Entry:
         return []
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False, repr=False, slots=True)
 class Rule(Entry):
     """Pair torch keys with pytree paths: a bijection of keys, paths and elements.
 
@@ -117,6 +119,8 @@ class Rule(Entry):
     shape: tuple[int, ...] | None
     dtype: str | None
     layout: Layout = field(compare=False)
+    keys: tuple[str, ...] = field(compare=False)
+    paths: tuple[str, ...] = field(compare=False)
 
     def __init__(
         self,
@@ -134,7 +138,8 @@ class Rule(Entry):
         sizes = tuple(sorted((axis, length_of(pattern, axis, v)) for axis, v in given.items()))
         _check_holes(key, path, values)
         lengths = (*sizes, *((axis, len(row)) for axis, row in values.items()))
-        vars(self).update(
+        layout = _whole(holes(key), holes(path), pattern, lengths)
+        self._set(
             key=key,
             path=path,
             pattern=tidy(pattern),
@@ -143,28 +148,24 @@ class Rule(Entry):
             buffer=buffer,
             shape=None if shape is None else tuple(map(int, shape)),
             dtype=None if dtype is None else name_of(np.dtype(dtype)),
-            layout=_whole(holes(key), holes(path), pattern, lengths),
+            layout=layout,
+            keys=tuple(names(key, values)),  # every torch key, the holes filled in
+            paths=tuple(names(path, values)),  # every leaf's path, likewise
         )
         if self.shape is not None:
-            layout = self.layout.sized((*self._lengths(path), *self.shape))
+            layout = layout.sized((*self._lengths(path), *self.shape))
             told = {axis: size for axis, size in layout.sizes if axis not in values}
-            vars(self).update(layout=layout, sizes=tuple(sorted({**dict(sizes), **told}.items())))
+            self._set(layout=layout, sizes=tuple(sorted({**dict(sizes), **told}.items())))
+
+    def _set(self, **fields: Any) -> None:
+        for name, value in fields.items():
+            object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
         axes = {**{axis: _compact(values) for axis, values in self.names}, **dict(self.sizes)}
         options = {**axes, "buffer": True} if self.buffer else axes
         extra = "".join(f", {name}={value!r}" for name, value in options.items())
         return f'Rule("{self.key}", "{self.path}", "{self.pattern}"{extra})'
-
-    @cached_property
-    def keys(self) -> tuple[str, ...]:
-        """Every torch key, the holes filled in."""
-        return tuple(names(self.key, dict(self.names)))
-
-    @cached_property
-    def paths(self) -> tuple[str, ...]:
-        """Every leaf's path, the holes filled in."""
-        return tuple(names(self.path, dict(self.names)))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ NNX sorts attributes whenever a module passes through split, merge, jit or clone
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from flax import nnx
 from jaxstate.adapters._apart import Apart
 from jaxstate.adapters._nnx_layers import kind_of, layer_of, owner_of
 from jaxstate.adapters._options import Options
-from jaxstate.adapters._reading import Key, Layer, Leaf, Reading, paths_of
+from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
 from jaxstate.errors import BindingError
 from jaxstate.tree import unique
@@ -24,6 +25,7 @@ Path = tuple[Any, ...]
 
 _PASSING = (nnx.RngState, nnx.Cache, nnx.Intermediate)  # what no torch module stores
 _NODES = (nnx.Pytree, dict, list, tuple)
+_PLAIN = (int, float, str, type(None), type, FunctionType)  # what holds no array
 _OWN = ("_pytree__nodes", "_pytree__state", "_length")  # what NNX itself puts on a module
 
 
@@ -41,7 +43,7 @@ def leaves(model: nnx.Module) -> dict[str, Any]:
     Raises:
         BindingError: a variable whose value is no array.
     """
-    return _own(model, _flat(nnx.state(model)))
+    return _own(model, _flat(nnx.state(model, graph=_is_graph(model))))
 
 
 def with_leaves(model: nnx.Module, new: Mapping[str, Any]) -> nnx.Module:
@@ -57,8 +59,22 @@ def apart(model: nnx.Module) -> Apart:
 
 
 def _split(model: nnx.Module) -> tuple[Any, list[Place]]:
-    graphdef, state = nnx.split(model)
+    graphdef, state = nnx.split(model, graph=_is_graph(model))
     return graphdef, _flat(state)
+
+
+def _is_graph(model: nnx.Module) -> bool:
+    """True if a module or variable stands twice. What is a tree, NNX reads at a third of the cost."""
+    met, again = set(), []
+
+    def is_leaf(node: Any) -> bool:
+        if isinstance(node, nnx.Pytree | nnx.Variable):
+            again.extend([node] if id(node) in met else [])
+            met.add(id(node))
+        return bool(again) or isinstance(node, nnx.Variable)
+
+    found = jax.tree.leaves(model, is_leaf=is_leaf)
+    return bool(again) or any(isinstance(leaf, nnx.Pytree) for leaf in found)
 
 
 def _flat(state: nnx.State) -> list[Place]:
@@ -98,11 +114,8 @@ def _put(node: Any, path: Path, value: Any) -> None:
 
 def read(model: nnx.Module, options: Options) -> Reading:
     """What the model registered, in order: known layers with their rules, and other arrays."""
-    walk, known = _Walk(options, {}), leaves(model)
+    walk, known = _Walk(options, _canonical(model) if _is_graph(model) else {}), leaves(model)
     found = list(walk.module(model, (), ()))
-    if not known.keys() >= {path for part in found for path in paths_of(part)}:
-        walk = _Walk(options, _canonical(model))
-        found = list(walk.module(model, (), ()))
     if idle := [pattern for pattern in options.multilayer if pattern not in walk.multilayers]:
         raise BindingError(f"multilayer={idle}: no nnx.List or nnx.Sequential has such a name")
     if lost := [part.path for part in found if isinstance(part, Leaf) and part.path not in known]:
@@ -125,7 +138,7 @@ class _Walk:
     """One pass over a module graph; remembers what it met, since a module or variable may stand twice."""
 
     options: Options
-    canonical: Mapping[int, Path]  # of what stands twice; empty while nothing is known to
+    canonical: Mapping[int, Path]  # empty if nothing stands twice
     met: dict[int, Key] = field(default_factory=dict)
     above: list[tuple[Any, Path]] = field(default_factory=list)  # the modules that the walk is in
     multilayers: set[str] = field(default_factory=set)  # the patterns that named a module
@@ -192,7 +205,7 @@ def _items(module: Any) -> list[tuple[Any, Any]]:
     own = vars(module)
     order = [name for name in getattr(module, "_pytree__nodes", ()) if name in own]
     names = order + [name for name in own if name not in order]
-    return [(name, own[name]) for name in names if name not in _OWN]
+    return [(name, own[name]) for name in names if name not in _OWN and not isinstance(own[name], _PLAIN)]
 
 
 def _arrays(node: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -24,7 +24,7 @@ Key = tuple[str, ...]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A module that is known: all leaves below it have rules.
 
@@ -50,7 +50,7 @@ class Layer:
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """An array of a module that is not known.
 
