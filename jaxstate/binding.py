@@ -150,9 +150,9 @@ class Binding:
             parted: paths of leaves that are wanted in parts: these come as a `LazyArray`, of which an index
                 reads no more than it asks for.
         """
-        arrays = self._untied(state_dict)
+        arrays, parted = self._untied(state_dict), frozenset(parted)
         for rule in self.rules:
-            lazy = not set(parted).isdisjoint(rule.paths)
+            lazy = not parted.isdisjoint(rule.paths)
             yield from (rule.lazy_leaves(arrays) if lazy else rule.leaves(Made(arrays))).items()
 
     def agreeing(self, state_dict: Arrays, parted: Collection[str]) -> Arrays:
@@ -160,7 +160,8 @@ class Binding:
 
         Then no process reads all of both. Where they differ, reading raises StateDictError.
         """
-        keys = {key for rule in self.rules if not set(parted).isdisjoint(rule.paths) for key in rule.keys}
+        paths = frozenset(parted)
+        keys = {key for rule in self.rules if not paths.isdisjoint(rule.paths) for key in rule.keys}
         return agreeing(self._tied, state_dict, keys)
 
     def compare(self, state_dict: Arrays, only: str | Sequence[str] | None = None) -> Comparison:

@@ -123,6 +123,7 @@ class Layout:
         return {axis: length // known for axis in unknown}
 
 
+@cache
 def tidy(pattern: str) -> str:
     """A pattern with one space between its parts.
 

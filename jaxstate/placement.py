@@ -59,7 +59,7 @@ def placed(found: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> di
         if view.nbytes > SMALL or isinstance(template, np.ndarray) or sharding_of(template) is not None:
             new[path] = place(view, template)
         else:
-            waiting[path] = _copied(np.asarray(view), np.dtype(template.dtype))
+            waiting[path] = fresh(np.asarray(view), template.dtype)
         if len(waiting) == MANY:
             new.update(jax.device_put(waiting))
             waiting.clear()

@@ -43,7 +43,11 @@ def leaves(model: nnx.Module) -> dict[str, Any]:
     Raises:
         BindingError: a variable whose value is no array.
     """
-    return _own(model, _flat(nnx.state(model, graph=_is_graph(model))))
+    return _leaves(model, _is_graph(model))
+
+
+def _leaves(model: nnx.Module, is_graph: bool) -> dict[str, Any]:
+    return _own(model, _flat(nnx.state(model, graph=is_graph)))
 
 
 def with_leaves(model: nnx.Module, new: Mapping[str, Any]) -> nnx.Module:
@@ -68,10 +72,10 @@ def _is_graph(model: nnx.Module) -> bool:
     met, again = set(), []
 
     def is_leaf(node: Any) -> bool:
-        if isinstance(node, nnx.Pytree | nnx.Variable):
-            again.extend([node] if id(node) in met else [])
-            met.add(id(node))
-        return bool(again) or isinstance(node, nnx.Variable)
+        is_variable = isinstance(node, nnx.Variable)
+        if is_variable or isinstance(node, nnx.Pytree):
+            again.append(node) if id(node) in met else met.add(id(node))
+        return is_variable or bool(again)
 
     found = jax.tree.leaves(model, is_leaf=is_leaf)
     return bool(again) or any(isinstance(leaf, nnx.Pytree) for leaf in found)
@@ -114,7 +118,8 @@ def _put(node: Any, path: Path, value: Any) -> None:
 
 def read(model: nnx.Module, options: Options) -> Reading:
     """What the model registered, in order: known layers with their rules, and other arrays."""
-    walk, known = _Walk(options, _canonical(model) if _is_graph(model) else {}), leaves(model)
+    is_graph = _is_graph(model)
+    walk, known = _Walk(options, _canonical(model) if is_graph else {}), _leaves(model, is_graph)
     found = list(walk.module(model, (), ()))
     if idle := [pattern for pattern in options.multilayer if pattern not in walk.multilayers]:
         raise BindingError(f"multilayer={idle}: no nnx.List or nnx.Sequential has such a name")
