@@ -141,7 +141,7 @@ def _shape(name):
 
 
 def _small_layers(options):
-    """bind, load_state_dict and state_dict of an NNX model, and whether twice the leaves cost twice as much."""
+    """bind, load_state_dict and state_dict of an NNX model, and how they grow with its leaves."""
     methods, tables = ["copy", "nnx_bind", "nnx_load", "nnx_export"], []
     for leaves in (options["leaves"] * 2 // 5, options["leaves"]):
         here = {**options, "leaves": leaves}

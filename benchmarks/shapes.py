@@ -126,7 +126,7 @@ def torch_side(options):
 
 
 def _nnx(options):
-    """An NNX model of many small layers. Made of copies: thousands of layers of their own cost Flax minutes."""
+    """An NNX model of many small layers, made of copies: thousands of their own cost Flax minutes."""
     import jax.numpy as jnp
     from flax import nnx
 

@@ -118,11 +118,7 @@ class Binding:
         return self.in_order(dict(self.each_array(leaves)))
 
     def each_array(self, leaves: Arrays) -> Iterator[tuple[str, Any]]:
-        """The same arrays rule by rule and each once, so that one at a time is in memory; ties come later.
-
-        Raises:
-            BindingError: leaves that are missing, or that no rule names.
-        """
+        """The same arrays rule by rule and each once, so that one at a time is in memory; ties come later."""
         self._check_leaves(leaves)
         for rule in self.rules:
             yield from rule.lazy_state_dict(leaves).items()

@@ -133,6 +133,7 @@ class Rule(Entry):
         dtype: Any = None,
         **axes: int | Iterable[str | int],
     ):
+        pattern = tidy(pattern)
         values = {axis: tuple(v) for axis, v in axes.items() if isinstance(v, Iterable)}
         given = {axis: v for axis, v in axes.items() if axis not in values}
         sizes = tuple(sorted((axis, length_of(pattern, axis, v)) for axis, v in given.items()))
@@ -142,7 +143,7 @@ class Rule(Entry):
         self._set(
             key=key,
             path=path,
-            pattern=tidy(pattern),
+            pattern=pattern,
             names=tuple(values.items()),
             sizes=sizes,
             buffer=buffer,

@@ -61,7 +61,7 @@ def with_leaves(model: Any, new: Mapping[str, Any]) -> Any:
 
 
 def apart(model: Any) -> Apart:
-    """The leaves of a model, and how to make one of others. No file can give an abstract random key a value."""
+    """The leaves of a model, and how to make one of others."""
     found = flat(parted(model).tree).items()
     keys = [path for path, leaf in found if isinstance(leaf, jax.ShapeDtypeStruct) and _is_key(leaf)]
     return Apart(leaves(model), lambda new: with_leaves(model, new), keys)
