@@ -18,7 +18,9 @@ from jaxstate.comparison import Comparison
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError, Mismatch, near_names, quoted
 from jaxstate.foreign import without_tensors
+from jaxstate.fused import Fused
 from jaxstate.lazy import Made
+from jaxstate.padded import Padded
 from jaxstate.renaming import Renaming
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
@@ -30,7 +32,7 @@ from jaxstate.ties import agreeing, disagreeing
 
 COLUMNS = ("torch key", "path", "layout", "shape", "dtype")
 
-AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum | Spectral | Running | Blocks
+AnyRule = Rule | Fused | Tied | TorchOnly | JaxOnly | Sum | Padded | Spectral | Running | Blocks
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -38,7 +40,7 @@ class Binding:
     """Pair every leaf of a model with torch's key for it.
 
     Args:
-        rules: Rule, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
+        rules: Rule, Fused, Padded, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
         order: torch's keys in another order, if a file is known to have one.
         metadata: torch's `_metadata`: `{module: {"version": int}}`, if a file is known to have it.
 
@@ -207,7 +209,7 @@ class Binding:
             raise comparison.error()
         return replace(
             self,
-            rules=tuple(rule.like(arrays) for rule in self.rules),
+            rules=tuple(rule.like(self._untied(arrays)) for rule in self.rules),
             order=_merged_order(self.keys, list(state_dict)) if is_ordered(state_dict) else self.order,
             metadata=getattr(state_dict, "_metadata", self.metadata),
         )
@@ -321,7 +323,7 @@ class Binding:
 
     def _refused(self, state_dict: Arrays, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
         fitting = {key: array for key, array in state_dict.items() if found[key] == shapes.get(key)}
-        return [sentence for rule in self.rules for sentence in rule.refused_arrays(Made(fitting))]
+        return [sentence for rule in self.rules for sentence in rule.refused_arrays(fitting)]
 
     def _check_leaves(self, leaves: Arrays) -> None:
         claimed = set(self.paths)

@@ -15,7 +15,9 @@ from jaxstate.binding import AnyRule, matches
 from jaxstate.blocks import Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import BindingError
+from jaxstate.fused import Fused
 from jaxstate.layout import Layout
+from jaxstate.padded import Padded
 from jaxstate.rule import Rule
 from jaxstate.running import Running
 from jaxstate.spectral import Spectral
@@ -205,7 +207,7 @@ def _ties(new: Any, old: Any) -> list[Tied]:
         return []
     if isinstance(new, Sum | Running):
         return [tie for pair in zip(new.parts, old.parts, strict=True) for tie in _ties(*pair)]
-    if isinstance(new, Spectral | Blocks):
+    if isinstance(new, Spectral | Blocks | Fused | Padded):
         return [Tied(*pair) for pair in zip(new.keys, old.keys, strict=True)]
     axes = dict(new.names) if isinstance(new, Rule) else new.axes
     return [Tied(new.key, old.key, axes)]
