@@ -25,6 +25,7 @@ from jaxstate.renaming import Renaming
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
 from jaxstate.running import Running
+from jaxstate.size_hints import size_hints
 from jaxstate.spectral import Spectral
 from jaxstate.table import html_table, table
 from jaxstate.template import registration_order
@@ -172,18 +173,20 @@ class Binding:
         free |= {key for key, to in self._tied.items() if to in free}
         found = {key: array_shape(array) for key, array in state_dict.items()}
         strange = [key for key in shapes if key in found and found[key] is None]
+        odd = [
+            Mismatch(k, shape, shapes[k])
+            for k in self.keys
+            if (shape := found.get(k)) is not None and shape != shapes[k]
+        ]
         return Comparison(
             tuple(k for k in self.keys if k not in free and self._tied.get(k, k) not in arrays),
             tuple(k for k in state_dict if k not in shapes),
-            tuple(
-                Mismatch(k, shape, shapes[k])
-                for k in self.keys
-                if (shape := found.get(k)) is not None and shape != shapes[k]
-            ),
+            tuple(odd),
             tuple(
                 [f'"{key}" is no array but {type(state_dict[key]).__name__}' for key in strange]
                 or [*disagreeing(self._tied, state_dict), *self._refused(state_dict, found, shapes)]
             ),
+            hints=size_hints(self.rules, odd),
         )
 
     def of(self, leaves: Arrays) -> "Binding":

@@ -105,6 +105,11 @@ class Fused(Entry):
         rows = ((row, span) for part, span in zip(self.parts, spans, strict=True) for row in part.rows)
         return [(key, path, f"{layout}, {span}", *rest) for (key, path, layout, *rest), span in rows]
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """How much of the axis each part has. Raises BindingError while shapes are not known."""
+        return tuple(lengths_of(part)[self.axis] for part in self.parts)
+
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         if not self._is_sized:
             return self.of(leaves).state_dict(leaves)
@@ -178,8 +183,8 @@ class Fused(Entry):
 
     @property
     def _joint(self) -> Joint:
-        lengths = [lengths_of(part)[self.axis] for part in self.parts]
-        return Joint.along(self.axis, self._dims(self.parts[0]), lengths_of(self.parts[0]), lengths)
+        first = self.parts[0]
+        return Joint.along(self.axis, self._dims(first), lengths_of(first), self.lengths)
 
     def _dims(self, part: Rule) -> Side:
         return array_dims(part, self.in_torch)

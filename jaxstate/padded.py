@@ -232,7 +232,7 @@ class Padded(Entry):
 
     def _here(self, path: str, dtype: Any) -> np.ndarray:
         """The padding of a leaf, in a dtype that holds it, and what the file holds besides."""
-        dtype = np.promote_types(dtype, self.rule.dtype or dtype)
+        dtype = _common(np.dtype(dtype), np.dtype(self.rule.dtype or dtype))
         if self.value is not None:
             return np.full(self._joint.piece(1), self.value, dtype)
         if path not in self.own:
@@ -245,6 +245,13 @@ class Padded(Entry):
         """What the padding of these leaves holds, if they are not abstract."""
         real = {p: leaves[p] for p in self.paths if not isinstance(leaves[p], jax.ShapeDtypeStruct)}
         return {} if self._in_torch else {path: self._joint.split(leaf)[1] for path, leaf in real.items()}
+
+
+def _common(one: np.dtype, other: np.dtype) -> np.dtype:
+    """A dtype that holds both: one of them, or of two formats of 16 bits the one of 32."""
+    if np.can_cast(one, other, "safe"):
+        return other
+    return one if np.can_cast(other, one, "safe") else np.dtype(np.float32)
 
 
 def _lost(key: str) -> str:

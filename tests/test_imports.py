@@ -35,6 +35,7 @@ ROOMS = (
     "blocks",
     "padded",
     "apart",
+    "size_hints",
     "rule_json",
     "binding",
     "placement",
