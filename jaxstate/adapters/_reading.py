@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._stacks import Stacks, find_stacks
+from jaxstate.apart import apart
 from jaxstate.binding import AnyRule, matches
 from jaxstate.blocks import Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied
@@ -99,7 +100,7 @@ def rules_of(reading: Reading, options: Options) -> list[AnyRule]:
     """
     found = reading.found
     _check_as_is(found, options.as_is)
-    given = _Given(options.rules)
+    given = _Given(_given_rules(found, options.rules))
     stacks = find_stacks(
         [part for part in found if isinstance(part, Layer)], {**reading.stacked, **options.stacked}
     )
@@ -115,6 +116,12 @@ def rules_of(reading: Reading, options: Options) -> list[AnyRule]:
     if unknown:
         raise BindingError(_unknown(unknown))
     return list(_shared_once([*rules, *given.rest()]))
+
+
+def _given_rules(found: Sequence[Layer | Leaf], rules: Sequence[AnyRule]) -> list[AnyRule]:
+    """The caller's rules; in a model of layers, whose order is torch's, each layer's on its own."""
+    modules = any(isinstance(part, Layer) for part in found)
+    return [one for rule in rules for one in (apart(rule) if modules else [rule])]
 
 
 def _check_as_is(found: Sequence[Layer | Leaf], patterns: Sequence[str]) -> None:

@@ -1,7 +1,7 @@
 """Phi-3: Llama's layers, whose projections torch keeps in one; and a vocabulary that JAX has rounded up."""
 
-from llama_twin import GROUPS, HEADS, INNER, LAYERS, VOCABULARY, WIDTH, Llama
 from flax import nnx
+from llama_twin import GROUPS, HEADS, INNER, LAYERS, VOCABULARY, WIDTH, Llama
 from transformers import Phi3Config, Phi3ForCausalLM
 from twin import Twin, linear, rngs, symbols
 
@@ -20,17 +20,17 @@ class Phi3(Llama):
 def fused(whole, *parts):
     """Linear layers of every layer that torch has in one."""
     key, prefix = f"model.layers.{{l}}.{whole}.weight", f"model.layers.{{l}}.{whole.rpartition('.')[0]}."
-    return js.Fused(
-        [js.Rule(key, f"{prefix}{p}.kernel", "i o -> o i", l=range(LAYERS)) for p in parts], "o"
-    )
+    return js.Fused([js.Rule(key, f"{prefix}{p}.kernel", "i o -> o i", l=range(LAYERS)) for p in parts], "o")
 
 
+EMBEDDING = js.Rule("model.embed_tokens.weight", "model.embed_tokens.embedding", "v d -> v d")
+HEAD = js.Rule("lm_head.weight", "lm_head.kernel", "d v -> v d")
 RULES = [
     fused("self_attn.qkv_proj", "q_proj", "k_proj", "v_proj"),
     fused("mlp.gate_up_proj", "gate_proj", "up_proj"),
-    js.Padded(js.Rule("model.embed_tokens.weight", "model.embed_tokens.embedding", "v d -> v d"), "v", VOCABULARY),
-    js.Padded(js.Rule("lm_head.weight", "lm_head.kernel", "d v -> v d"), "v", VOCABULARY),
-]  # fmt: skip
+    js.Padded(EMBEDDING, "v", VOCABULARY),
+    js.Padded(HEAD, "v", VOCABULARY),
+]
 
 CONFIG = Phi3Config(
     vocab_size=VOCABULARY,

@@ -33,6 +33,17 @@ def test_a_twin_is_torchs(name):
     _assert_same_file(js.state_dict(model, binding), theirs)
 
 
+def test_a_rule_for_all_layers_leaves_each_in_its_place():
+    """The order of the keys is that of an optimizer's ids."""
+    pytest.importorskip("transformers")
+    twin = importlib.import_module("phi3_twin").TWIN
+    keys = [key for key in js.bind(built(twin.ours), **twin.options).keys if ".layers." in key]
+    assert keys == sorted(keys, key=lambda key: key.split(".")[2])
+    own = [key.split(".", 3)[3] for key in keys[:6]]
+    assert own[:2] == ["self_attn.qkv_proj.weight", "self_attn.o_proj.weight"]
+    assert own[2:4] == ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]
+
+
 def _assert_same_outputs(twin, theirs, model):
     with torch.no_grad():
         expected = twin.reference(theirs, **{k: torch.from_numpy(v) for k, v in twin.inputs.items()}).numpy()
