@@ -42,7 +42,7 @@ CONFIG = Phi3Config(
     max_position_embeddings=16,
     original_max_position_embeddings=16,
     rms_norm_eps=1e-6,
-    pad_token_id=0,
+    pad_token_id=None,
     bos_token_id=1,
     eos_token_id=2,
 )
