@@ -19,6 +19,7 @@ from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError, Mismatch, near_names, quoted
 from jaxstate.foreign import without_tensors
 from jaxstate.fused import Fused
+from jaxstate.fusion_hints import fusion_hints
 from jaxstate.lazy import Made
 from jaxstate.padded import Padded
 from jaxstate.renaming import Renaming
@@ -178,15 +179,20 @@ class Binding:
             for k in self.keys
             if (shape := found.get(k)) is not None and shape != shapes[k]
         ]
+        missing = tuple(k for k in self.keys if k not in free and self._tied.get(k, k) not in arrays)
+        unexpected = tuple(k for k in state_dict if k not in shapes)
         return Comparison(
-            tuple(k for k in self.keys if k not in free and self._tied.get(k, k) not in arrays),
-            tuple(k for k in state_dict if k not in shapes),
+            missing,
+            unexpected,
             tuple(odd),
             tuple(
                 [f'"{key}" is no array but {type(state_dict[key]).__name__}' for key in strange]
                 or [*disagreeing(self._tied, state_dict), *self._refused(state_dict, found, shapes)]
             ),
-            hints=size_hints(self.rules, odd),
+            hints=(
+                *size_hints(self.rules, odd),
+                *fusion_hints(self.rules, missing, {k: found[k] for k in unexpected}),
+            ),
         )
 
     def of(self, leaves: Arrays) -> "Binding":

@@ -7,6 +7,7 @@ alike, and are Rules of their own here. It is still a bijection, so moments and 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from jaxstate.rule import Arrays, Entry, Rename, Rule
 from jaxstate.template import holes
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True, init=False, repr=False)
 class Fused(Entry):
     """Rules that all name one torch key: its array is what they write, joined along an axis. Or one path.
 
@@ -67,6 +68,9 @@ class Fused(Entry):
         object.__setattr__(self, "parts", tuple(parts))
         object.__setattr__(self, "axis", axis)
         _check(self)
+
+    def __repr__(self) -> str:
+        return f'Fused([{", ".join(map(repr, self.parts))}], "{self.axis}")'
 
     @property
     def in_torch(self) -> bool:
@@ -181,7 +185,7 @@ class Fused(Entry):
     def _lazy_split(self, array: Any) -> list[LazyArray]:
         return self._joint.lazy_split(readable(array))
 
-    @property
+    @cached_property
     def _joint(self) -> Joint:
         first = self.parts[0]
         return Joint.along(self.axis, self._dims(first), lengths_of(first), self.lengths)

@@ -6,6 +6,7 @@ stands there, and whether anything else may be left out. Nothing is cut or made 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -188,7 +189,7 @@ class Padded(Entry):
             raise BindingError(f"{self!r} does not know its shape: Binding.of(leaves) tells it")
         return self.here
 
-    @property
+    @cached_property
     def _joint(self) -> Joint:
         """What both sides have, and behind it the padding."""
         core, sizes = min(self.length, self._known_length), lengths_of(self.rule)

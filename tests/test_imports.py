@@ -36,6 +36,7 @@ ROOMS = (
     "padded",
     "apart",
     "size_hints",
+    "fusion_hints",
     "rule_json",
     "binding",
     "placement",

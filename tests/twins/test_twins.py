@@ -45,6 +45,20 @@ def test_a_rule_for_all_layers_leaves_each_in_its_place():
     assert own[2:4] == ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]
 
 
+def test_the_error_without_rules_says_those_that_the_twin_has():
+    pytest.importorskip("transformers")
+    twin = importlib.import_module("phi3_twin").TWIN
+    file, template = twin.theirs().state_dict(), built(twin.ours)
+    with pytest.raises(js.StateDictError) as caught:
+        js.bind(template, like=file)
+    said = [line.split("rules=")[1] for line in str(caught.value).splitlines() if "rules=" in line]
+    rules = [rule for line in said for rule in eval(line, vars(js))]
+    found, expected = js.bind(template, like=file, rules=rules), js.bind(template, like=file, **twin.options)
+    assert len(rules) == 4 and found.keys == expected.keys and found.shapes == expected.shapes
+    leaves = expected.leaves(file)
+    assert all(np.array_equal(x, leaves[path]) for path, x in found.leaves(file).items())
+
+
 def _assert_same_outputs(twin, theirs, model):
     with torch.no_grad():
         expected = twin.reference(theirs, **{k: torch.from_numpy(v) for k, v in twin.inputs.items()}).numpy()
