@@ -166,10 +166,6 @@ class Padded(Entry):
     def at(self, key: str, path: str) -> "Padded":
         return replace(self, rule=self.rule.at(key, path))
 
-    def renamed(self, path: str) -> "Padded":
-        """This rule for a leaf that goes by another path."""
-        return replace(self, rule=self.rule.renamed(path))
-
     def rekeyed(self, rename: Rename) -> "Padded":
         new = replace(self, rule=self.rule.rekeyed(rename))
         kept = {to: self.kept[key] for key, to in zip(self.keys, new.keys, strict=True) if key in self.kept}

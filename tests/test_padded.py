@@ -188,6 +188,23 @@ def test_a_tied_file_that_has_the_head_alone_keeps_its_padding():
     assert js.state_dict(model, binding)["wte.weight"].tobytes() == file["lm_head.weight"].tobytes()
 
 
+def test_a_leaf_that_layers_share_keeps_its_second_name():
+    def make():
+        net = Tied()
+        net.lm_head = nnx.Embed(16, 4, rngs=nnx.Rngs(0))
+        net.lm_head.embedding = net.wte.embedding
+        return net
+
+    template = nnx.eval_shape(make)
+    (path,) = js.bind(template).paths
+    rule = js.Padded(js.Rule("wte.weight", path, "v d -> v d"), "v", 11)
+    assert js.bind(template, rules=[rule]).shapes == {"wte.weight": (11, 4), "lm_head.weight": (11, 4)}
+    other = js.Rule("other.weight", path, "v d -> v d")
+    assert js.bind(template, rules=[other]).keys == ("other.weight",)
+    told = [rule, js.Tied("lm_head.weight", "wte.weight")]
+    assert len(js.bind(template, rules=told).rules) == 2
+
+
 def test_other_sizes_are_no_padding():
     class Net(nnx.Module):
         def __init__(self, width):
