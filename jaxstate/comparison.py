@@ -51,7 +51,9 @@ class Comparison:
         yield from ((key, "left alone", "there", "") for key in self.ignored_keys)
 
     def _repr_html_(self) -> str:
-        said = ["&lt;All keys matched successfully&gt;"] if self else map(escape, self.problems)
+        said = (
+            ["&lt;All keys matched successfully&gt;"] if self else map(escape, [*self.problems, *self.hints])
+        )
         rows = html_table(COLUMNS, self.rows) if self.rows else ""
         return "".join(f"<p>{line}</p>" for line in said) + rows
 

@@ -64,6 +64,10 @@ class Padded(Entry):
                 raise BindingError(f'{self.rule!r} has no axis "{self.axis}" in the arrays of both sides')
         if isinstance(self.length, bool) or not hasattr(self.length, "__index__") or self.length < 0:
             raise BindingError(f"{self!r}: torch's length of {self.axis} is a number, not {self.length!r}")
+        if self.value is not None and not isinstance(self.value, int | float | np.number):
+            raise BindingError(
+                f"{self!r}: what stands in a padding is one number, or None, not {self.value!r}"
+            )
 
     def __repr__(self) -> str:
         changed = {"value": self.value} if self.value != 0.0 else {}

@@ -31,18 +31,29 @@ def test_grouped_queries_are_what_torch_concatenates():
     assert list(back) == list(leaves) and all(np.array_equal(back[p], leaves[p]) for p in leaves)
 
 
-def test_heads_alternate_group_by_group_as_falcon_reads_them():
-    """Its `_split_heads` views it as (groups, heads / groups + 2, depth): queries, one key, one value."""
-    groups, heads, depth, width = 3, 6, 4, 5
+@pytest.mark.parametrize("new", [True, False], ids=["groups", "one key for all"])
+def test_heads_alternate_as_falcon_reads_them(new):
+    falcon = pytest.importorskip("transformers.models.falcon.modeling_falcon")
+    groups, heads, depth, width = 3 if new else 1, 6, 4, 24
+    options = dict(num_kv_heads=groups, new_decoder_architecture=new, multi_query=True, bias=False)
+    theirs = falcon.FalconAttention(
+        falcon.FalconConfig(hidden_size=width, num_attention_heads=heads, **options), layer_idx=0
+    )
     lengths = {"q": heads // groups, "k": 1, "v": 1}
     rule = js.Fused(
         [js.Rule("qkv", p, "i (g n d) -> (g n d) i", g=groups, n=n) for p, n in lengths.items()], "n"
     )
     leaves = {p: numbers(width, groups * n * depth, seed=ord(p)) for p, n in lengths.items()}
-    outputs = torch.from_numpy(numbers(7, width)) @ torch.from_numpy(rule.state_dict(leaves)["qkv"]).T
-    heads_of = outputs.view(7, groups, heads // groups + 2, depth)
-    for p, part in zip("qkv", (heads_of[:, :, :-2], heads_of[:, :, [-2]], heads_of[:, :, [-1]]), strict=True):
-        np.testing.assert_allclose(part.reshape(7, -1).numpy(), numbers(7, width) @ leaves[p], rtol=1e-5)
+    x, theirs.query_key_value.weight.data = (
+        numbers(2, 7, width),
+        torch.from_numpy(rule.state_dict(leaves)["qkv"]),
+    )
+    with torch.no_grad():
+        parts = theirs._split_heads(theirs.query_key_value(torch.from_numpy(x)))
+    for p, part in zip("qkv", parts, strict=True):
+        ours = (x @ leaves[p]).reshape(2, 7, -1, depth)
+        repeated = np.repeat(ours, part.shape[2] // ours.shape[2], axis=2)
+        np.testing.assert_allclose(part.numpy(), repeated, rtol=1e-5, atol=1e-5)
 
 
 def falcon():
@@ -293,3 +304,36 @@ def test_a_file_of_another_length_is_told_of_the_parts():
     assert 'The parts of "qkv.weight" are q.kernel 4 + k.kernel 2 + v.kernel 2 = 8 of axis n' in str(
         caught.value
     )
+
+
+def test_a_leaf_that_a_file_has_in_parts_is_proposed_as_such():
+    """The model joins what the file has apart; pasted, the rule reads it."""
+
+    class Joined(nnx.Module):
+        def __init__(self, rngs):
+            self.h = nnx.List([nnx.Dict(attn=nnx.Dict(qkv=nnx.Linear(6, 16, rngs=rngs))) for _ in range(2)])
+
+    template = nnx.eval_shape(lambda: Joined(nnx.Rngs(0)))
+    shapes = {"q": 8, "k": 4, "v": 4}
+    file = {f"h.{i}.attn.{p}.weight": numbers(n, 6, seed=n + i) for i in range(2) for p, n in shapes.items()}
+    file |= {f"h.{i}.attn.{p}.bias": numbers(n, seed=n + i) for i in range(2) for p, n in shapes.items()}
+    with pytest.raises(js.StateDictError, match="one behind the other and not in turns") as caught:
+        js.load_state_dict(template, file)
+    said = [line.split("say rules=")[1] for line in str(caught.value).splitlines() if "say rules=" in line]
+    rules = [rule for line in said for rule in eval(line, vars(js))]
+    model = js.load_state_dict(template, file, js.bind(template, rules=rules))
+    whole = np.concatenate([file[f"h.1.attn.{p}.weight"] for p in "qkv"])
+    np.testing.assert_array_equal(model.h[1]["attn"]["qkv"].kernel[...], whole.T)
+    assert len(rules) == 2 and "(and 1 more like it)" in str(caught.value)
+
+
+def test_what_does_not_fit_together_is_no_proposal():
+    leaves = {f"{p}.kernel": numbers(6, 4) for p in "qkv"}
+    binding = js.Binding([js.Rule(f"attn.{p}.weight", f"{p}.kernel", "i o -> o i") for p in "qkv"]).of(leaves)
+    for key, shape in [
+        ("attn.qkv.weight", (11, 6)),
+        ("mlp.qkv.weight", (12, 6)),
+        ("attn.qkv.weight", (12, 5)),
+    ]:
+        assert "Fused" not in str(binding.compare({key: np.zeros(shape)}))
+    assert "Fused" in str(binding.compare({"attn.qkv.weight": np.zeros((12, 6))}))

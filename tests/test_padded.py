@@ -283,6 +283,7 @@ def test_an_optimizer_of_whole_arrays_refuses_a_padding():
         (lambda: js.Padded(js.Rule("{v}", "p", "v -> ", v=range(2)), "v", 3), "in the arrays of both sides"),
         (lambda: vocabulary(-1), "is a number, not -1"),
         (lambda: vocabulary(2.5), "is a number, not 2.5"),
+        (lambda: vocabulary(5, value="mean"), "is one number, or None, not 'mean'"),
         (lambda: vocabulary(5).shapes, "does not know its shape"),
         (lambda: vocabulary(5).of({"wte": np.zeros(3)}), "does not fit its leaf"),
     ],

@@ -1,6 +1,7 @@
 """Real architectures, small: torch's file in, torch's outputs out, and the file back bit for bit."""
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -57,6 +58,27 @@ def test_the_error_without_rules_says_those_that_the_twin_has():
     assert len(rules) == 4 and found.keys == expected.keys and found.shapes == expected.shapes
     leaves = expected.leaves(file)
     assert all(np.array_equal(x, leaves[path]) for path, x in found.leaves(file).items())
+
+
+def test_a_vocabulary_that_transformers_has_padded():
+    """Its new rows hold numbers, and the head is tied to them."""
+    pytest.importorskip("transformers")
+    twin = importlib.import_module("gpt2_twin").TWIN
+    theirs, template = randomized(twin.theirs()), built(twin.ours)
+    theirs.resize_token_embeddings(pad_to_multiple_of=16, mean_resizing=False)
+    sd = theirs.state_dict()
+    with pytest.raises(js.StateDictError, match="If the file is padded along v from 11 on") as caught:
+        js.bind(template, like=sd)
+    (rule,) = eval(str(caught.value).split("rules=")[1], vars(js))
+    with pytest.raises(
+        js.StateDictError, match="v 11:16, is not 0.0 everywhere; if it may be left out, bind"
+    ):
+        js.bind(template, rules=[rule], like=sd)
+    binding = js.bind(template, rules=[replace(rule, drop=True)], like=sd)
+    model = js.load_state_dict(template, sd, binding)
+    twin = replace(twin, reference=lambda model, **inputs: model(**inputs).logits[..., :11])
+    _assert_same_outputs(twin, theirs, model)
+    _assert_same_file(js.state_dict(model, binding), theirs)
 
 
 def _assert_same_outputs(twin, theirs, model):
