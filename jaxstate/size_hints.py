@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxstate.axes import array_dims, resized
+from jaxstate.declared import Tied
 from jaxstate.errors import Mismatch
 from jaxstate.fused import Fused
 from jaxstate.padded import Padded
@@ -23,7 +24,8 @@ def size_hints(rules: Sequence[Any], mismatched: Sequence[Mismatch]) -> tuple[st
     If the file is padded along v from 11 on, say so: rules=[Padded(Rule("wte.weight", "wte.embedding",
     "v d -> v d"), "v", 16)]
     """
-    first = {mismatch.key: mismatch for mismatch in mismatched}
+    ties = {key: to for rule in rules if isinstance(rule, Tied) for key, to in rule.pairs}
+    first = {ties.get(mismatch.key, mismatch.key): mismatch for mismatch in mismatched}
     pairs = [(rule, [first[key] for key in rule.keys if key in first]) for rule in rules]
     odd = [(rule, row[0]) for rule, row in pairs if row and rule.paths]
     joined = [line for rule, mismatch in odd if isinstance(rule, Fused) for line in _parts(rule, mismatch)]
