@@ -7,11 +7,10 @@ side and `{key: array}` on torch's, and whatever is shaped like the parameters m
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from operator import is_
 from typing import Any
 
 from jaxstate.blocks import Blocks
@@ -19,11 +18,15 @@ from jaxstate.comparison import Comparison
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError, Mismatch, near_names, quoted
 from jaxstate.foreign import without_tensors
+from jaxstate.fused import Fused
+from jaxstate.fusion_hints import fusion_hints
 from jaxstate.lazy import Made
+from jaxstate.padded import Padded
 from jaxstate.renaming import Renaming
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
 from jaxstate.running import Running
+from jaxstate.size_hints import size_hints
 from jaxstate.spectral import Spectral
 from jaxstate.table import html_table, table
 from jaxstate.template import registration_order
@@ -31,7 +34,7 @@ from jaxstate.ties import agreeing, disagreeing
 
 COLUMNS = ("torch key", "path", "layout", "shape", "dtype")
 
-AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum | Spectral | Running | Blocks
+AnyRule = Rule | Fused | Tied | TorchOnly | JaxOnly | Sum | Padded | Spectral | Running | Blocks
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -39,7 +42,7 @@ class Binding:
     """Pair every leaf of a model with torch's key for it.
 
     Args:
-        rules: Rule, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
+        rules: Rule, Fused, Padded, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
         order: torch's keys in another order, if a file is known to have one.
         metadata: torch's `_metadata`: `{module: {"version": int}}`, if a file is known to have it.
 
@@ -103,18 +106,13 @@ class Binding:
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         """torch's arrays of these leaves, in torch's order; tied keys hold one and the same array.
 
-        Raises:
-            BindingError: leaves that are missing, or that no rule names.
+        Raises BindingError for leaves that are missing, or that no rule names.
         """
         self._check_leaves(leaves)
-        return self.in_order({key: x for rule in self.rules for key, x in rule.state_dict(leaves).items()})
+        return self.in_order({k: x for rule in self.rules for k, x in rule.state_dict(leaves).items()})
 
     def lazy_state_dict(self, leaves: Arrays) -> dict[str, Any]:
-        """The same arrays; those that bijections make are read from the leaves when they are asked for.
-
-        Raises:
-            BindingError: leaves that are missing, or that no rule names.
-        """
+        """The same arrays; those that bijections make are read from the leaves when they are asked for."""
         return self.in_order(dict(self.each_array(leaves)))
 
     def each_array(self, leaves: Arrays) -> Iterator[tuple[str, Any]]:
@@ -130,15 +128,14 @@ class Binding:
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         """The leaves of these torch arrays: the inverse of `state_dict`.
 
-        Raises:
-            StateDictError: anything that `compare` would list.
+        Raises StateDictError for anything that `compare` would list.
         """
         arrays = without_tensors(state_dict)
         if not (comparison := self.compare(arrays)):
             raise comparison.error()
         return dict(self.each_leaf(arrays))
 
-    def each_leaf(self, state_dict: Arrays, parted: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    def each_leaf(self, state_dict: Arrays, parted: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:
         """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory.
 
         Args:
@@ -146,18 +143,17 @@ class Binding:
             parted: paths of leaves that are wanted in parts: these come as a `LazyArray`, of which an index
                 reads no more than it asks for.
         """
-        arrays, parted = self._untied(state_dict), frozenset(parted)
+        arrays = self._untied(state_dict)
         for rule in self.rules:
-            lazy = not parted.isdisjoint(rule.paths)
+            lazy = any(path in parted for path in rule.paths)
             yield from (rule.lazy_leaves(arrays) if lazy else rule.leaves(Made(arrays))).items()
 
-    def agreeing(self, state_dict: Arrays, parted: Collection[str]) -> Arrays:
+    def agreeing(self, state_dict: Arrays, parted: Set[str]) -> Arrays:
         """The same state_dict, in which tied arrays of these leaves are compared when a part of them is read.
 
         Then no process reads all of both. Where they differ, reading raises StateDictError.
         """
-        paths = frozenset(parted)
-        keys = {key for rule in self.rules if not paths.isdisjoint(rule.paths) for key in rule.keys}
+        keys = {key for rule in self.rules if any(p in parted for p in rule.paths) for key in rule.keys}
         return agreeing(self._tied, state_dict, keys)
 
     def compare(self, state_dict: Arrays, only: str | Sequence[str] | None = None) -> Comparison:
@@ -179,17 +175,24 @@ class Binding:
         free |= {key for key, to in self._tied.items() if to in free}
         found = {key: array_shape(array) for key, array in state_dict.items()}
         strange = [key for key in shapes if key in found and found[key] is None]
+        odd = [
+            Mismatch(k, shape, shapes[k])
+            for k in self.keys
+            if (shape := found.get(k)) is not None and shape != shapes[k]
+        ]
+        missing = tuple(k for k in self.keys if k not in free and self._tied.get(k, k) not in arrays)
+        unexpected = tuple(k for k in state_dict if k not in shapes)
         return Comparison(
-            tuple(k for k in self.keys if k not in free and self._tied.get(k, k) not in arrays),
-            tuple(k for k in state_dict if k not in shapes),
-            tuple(
-                Mismatch(k, shape, shapes[k])
-                for k in self.keys
-                if (shape := found.get(k)) is not None and shape != shapes[k]
-            ),
+            missing,
+            unexpected,
+            tuple(odd),
             tuple(
                 [f'"{key}" is no array but {type(state_dict[key]).__name__}' for key in strange]
                 or [*disagreeing(self._tied, state_dict), *self._refused(state_dict, found, shapes)]
+            ),
+            hints=(
+                *size_hints(self.rules, odd),
+                *fusion_hints(self.rules, missing, {k: found[k] for k in unexpected}),
             ),
         )
 
@@ -201,7 +204,7 @@ class Binding:
         """
         self._check_leaves(leaves)
         rules = tuple(rule.of(leaves) for rule in self.rules)
-        return self if all(map(is_, rules, self.rules)) else replace(self, rules=rules)
+        return self if [*map(id, rules)] == [*map(id, self.rules)] else replace(self, rules=rules)
 
     def like(self, state_dict: Arrays) -> "Binding":
         """This Binding with what a file knows beyond the leaves: key order, torch-only values, `_metadata`.
@@ -217,7 +220,7 @@ class Binding:
             raise comparison.error()
         return replace(
             self,
-            rules=tuple(rule.like(arrays) for rule in self.rules),
+            rules=tuple(rule.like(self._untied(arrays)) for rule in self.rules),
             order=_merged_order(self.keys, list(state_dict)) if is_ordered(state_dict) else self.order,
             metadata=getattr(state_dict, "_metadata", self.metadata),
         )
@@ -331,7 +334,7 @@ class Binding:
 
     def _refused(self, state_dict: Arrays, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
         fitting = {key: array for key, array in state_dict.items() if found[key] == shapes.get(key)}
-        return [sentence for rule in self.rules for sentence in rule.refused_arrays(Made(fitting))]
+        return [sentence for rule in self.rules for sentence in rule.refused_arrays(fitting)]
 
     def _check_leaves(self, leaves: Arrays) -> None:
         claimed = set(self.paths)

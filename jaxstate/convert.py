@@ -19,6 +19,7 @@ from jaxstate.alignment import align as align_binding
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
+from jaxstate.io import Opaque
 from jaxstate.lazy import LazyArray
 from jaxstate.placement import fresh, is_parted, narrows, placed
 
@@ -86,6 +87,8 @@ def bind(
     >>> bind({"w": np.zeros((2, 3)), "b": np.zeros(3)}, rules=[Rule("weight", "w", "i o -> o i")]).shapes
     {'weight': (3, 2), 'b': (3,)}
     """
+    if like is not None:
+        _check_mapping(like)
     options = Options(
         inputs=inputs,
         kwargs=dict(kwargs or {}),
@@ -222,9 +225,8 @@ def moved_in(
         placed: `({(path, leaf)}, templates) -> {path: leaf}`, of the templates' shapes and dtypes.
         is_parted: whether `placed` asks for this template's leaf in parts; it is given a `LazyArray` then.
     """
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
-    model_leaves, with_leaves, without_values = adapter_of(model).apart(model)
+    _check_mapping(state_dict)
+    model_leaves, with_leaves, without_values = adapter_of(model).opened(model)
     binding, collection = fitting(binding, model, model_leaves)
     leaves = {collection + path: leaf for path, leaf in model_leaves.items()}
     part = binding if only is None else binding.only(only)
@@ -239,6 +241,14 @@ def moved_in(
     new = placed(found, leaves)
     _check_values(leaves, new, without_values)
     return with_leaves({path.removeprefix(collection): leaf for path, leaf in new.items()})
+
+
+def _check_mapping(state_dict: Any) -> None:
+    """Raise torch's TypeError for what is no dict, with a hint for what holds one."""
+    if not isinstance(state_dict, Mapping):
+        whole = ": js.io.state_dict_of(record) gives that of a module that was pickled whole"
+        hint = whole if isinstance(state_dict, Opaque) else ""
+        raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}{hint}.")
 
 
 def _name_of(model: Any) -> str:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
-from jaxstate.hosted import Hosted, hosted
+from jaxstate.hosted import Hosted, readable
 from jaxstate.layout import Layout, insert_axis, length_of, tidy
 from jaxstate.lazy import Box, LazyArray, Made, from_parts
 from jaxstate.parts import dtype_of_stack, part, places
@@ -301,11 +301,11 @@ class Rule(Entry):
         """What `_move` gives, by parts; the layout is that of the target to the left."""
         sizes = self._sizes
         if not self.names:
-            return {target: _lazy(layout, sizes, {(): _readable(arrays[source])}, ())}
+            return {target: _lazy(layout, sizes, {(): readable(arrays[source])}, ())}
         inner, outer = self._lengths(source), self._lengths(target)
         moved = {}
         for given, wanted in self._rows(source, target):
-            stack = dict(zip(np.ndindex(*inner), [_readable(arrays[name]) for name in given], strict=True))
+            stack = dict(zip(np.ndindex(*inner), [readable(arrays[name]) for name in given], strict=True))
             for index, name in zip(np.ndindex(*outer), wanted, strict=True):
                 moved[name] = _lazy(layout, sizes, stack, index)
         return {name: moved[name] for name in names(target, dict(self.names))}
@@ -360,14 +360,6 @@ def _stack(arrays: list[Any], lengths: list[int]) -> Any:
 
 def _unstack(array: Any, lengths: list[int]) -> list[Any]:
     return [array[index] for index in np.ndindex(*lengths)] if lengths else [array]
-
-
-def _readable(array: Any) -> np.ndarray | LazyArray:
-    """What parts can be taken of: a view of host memory; of what lies elsewhere, the parts asked for."""
-    here = hosted(array)
-    if isinstance(here, np.ndarray | LazyArray):
-        return here
-    return from_parts(here.shape, here.dtype, lambda box: np.asarray(here[box]))
 
 
 def _lazy(

@@ -1,6 +1,6 @@
 """Which adapter reads a model: one file a library, chosen by the model's type.
 
-An adapter's file has `leaves(model)`, `with_leaves(model, leaves)` and `apart(model)`, which is both of one
+An adapter's file has `leaves(model)`, `with_leaves(model, leaves)` and `opened(model)`, which is both of one
 reading; and `read(model, options)`. Equinox and Haiku are known by what somebody else imported.
 """
 

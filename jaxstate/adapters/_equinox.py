@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from jaxstate.adapters import _equinox_layers as layers
-from jaxstate.adapters._apart import Apart
 from jaxstate.adapters._equinox_state import (
     Path,
     indices,
@@ -26,6 +25,7 @@ from jaxstate.adapters._equinox_state import (
     value_of,
     with_state_leaves,
 )
+from jaxstate.adapters._opened import Opened
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._pytree import is_array, is_trained
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
@@ -60,11 +60,11 @@ def with_leaves(model: Any, new: Mapping[str, Any]) -> Any:
     return tree if pair.state is None else (tree, with_state_leaves(pair, new))
 
 
-def apart(model: Any) -> Apart:
+def opened(model: Any) -> Opened:
     """The leaves of a model, and how to make one of others."""
     found = flat(parted(model).tree).items()
     keys = [path for path, leaf in found if isinstance(leaf, jax.ShapeDtypeStruct) and _is_key(leaf)]
-    return Apart(leaves(model), lambda new: with_leaves(model, new), keys)
+    return Opened(leaves(model), lambda new: with_leaves(model, new), keys)
 
 
 def read(model: Any, options: Options) -> Reading:

@@ -38,7 +38,7 @@ def leaves(model: Any) -> NoReturn:
     )
 
 
-def apart(model: Any) -> NoReturn:
+def opened(model: Any) -> NoReturn:
     """Refuse, as `leaves` does."""
     leaves(model)
 

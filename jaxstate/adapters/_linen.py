@@ -56,7 +56,7 @@ def leaves(model: nn.Module) -> NoReturn:
     )
 
 
-def apart(model: nn.Module) -> NoReturn:
+def opened(model: nn.Module) -> NoReturn:
     """Refuse, as `leaves` does."""
     leaves(model)
 

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from flax import nnx
 
-from jaxstate.adapters._apart import Apart
 from jaxstate.adapters._nnx_layers import kind_of, layer_of, owner_of
+from jaxstate.adapters._opened import Opened
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
@@ -51,11 +51,11 @@ def with_leaves(model: nnx.Module, new: Mapping[str, Any]) -> nnx.Module:
     return _merged(model, _split(model), new)
 
 
-def apart(model: nnx.Module) -> Apart:
+def opened(model: nnx.Module) -> Opened:
     """The leaves of a module, and how to make one of others; its graph is read once."""
     split = _split(model)
     random = [name for name, leaf in split.flat if _is_abstract(leaf) and isinstance(leaf, nnx.RngState)]
-    return Apart(_own(model, split), lambda new: _merged(model, split, new), random)
+    return Opened(_own(model, split), lambda new: _merged(model, split, new), random)
 
 
 def _split(model: nnx.Module) -> _Split:

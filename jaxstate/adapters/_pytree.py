@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from flax.core import meta
 
-from jaxstate.adapters._apart import Apart
+from jaxstate.adapters._opened import Opened
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Leaf, Reading
 from jaxstate.errors import BindingError
@@ -37,9 +37,9 @@ def with_leaves(tree: Any, new: Mapping[str, Any]) -> Any:
     return meta.replace_boxed(tree, unflat(meta.unbox(tree), new))
 
 
-def apart(tree: Any) -> Apart:
+def opened(tree: Any) -> Opened:
     """The leaves of a tree, and how to make one of others."""
-    return Apart(leaves(tree), lambda new: with_leaves(tree, new))
+    return Opened(leaves(tree), lambda new: with_leaves(tree, new))
 
 
 def read(tree: Any, options: Options) -> Reading:

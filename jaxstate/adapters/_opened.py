@@ -1,10 +1,10 @@
-"""A model taken apart: its leaves, and how to put it together with others. Reading a graph once is enough."""
+"""A model that is opened: its leaves, and how to close it around others. To read a graph once is enough."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 
-class Apart(NamedTuple):
+class Opened(NamedTuple):
     """What `load_state_dict` asks of a model.
 
     Attributes:
