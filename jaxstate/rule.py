@@ -99,6 +99,10 @@ class Rule(Entry):
         **axes: for an axis in a name the values it takes there, in order; for a part of a merged
             axis its length.
 
+    Attributes:
+        keys, paths: every torch key and every leaf's path, the holes filled in.
+        layout: of names and array together.
+
     Raises:
         LayoutError: axes that do not stand exactly once on each side, names and array counted together.
         BindingError: a hole without values, or values that repeat.
@@ -150,8 +154,8 @@ class Rule(Entry):
             shape=None if shape is None else tuple(map(int, shape)),
             dtype=None if dtype is None else name_of(np.dtype(dtype)),
             layout=layout,
-            keys=tuple(names(key, values)),  # every torch key, the holes filled in
-            paths=tuple(names(path, values)),  # every leaf's path, likewise
+            keys=tuple(names(key, values)),
+            paths=tuple(names(path, values)),
         )
         if self.shape is not None:
             layout = layout.sized((*self._lengths(path), *self.shape))
