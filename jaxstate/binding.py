@@ -128,7 +128,8 @@ class Binding:
         arrays = without_tensors(state_dict)
         if not (comparison := self.compare(arrays)):
             raise comparison.error()
-        return dict(self.each_leaf(arrays))
+        untied = Made(self._untied(arrays))
+        return {path: leaf for rule in self.rules for path, leaf in rule.leaves(untied).items()}
 
     def each_leaf(self, state_dict: Arrays, parted: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
         """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory.
@@ -136,11 +137,13 @@ class Binding:
         Args:
             state_dict: what `compare` has found to fit.
             parted: paths of leaves that are wanted in parts: these come as a `LazyArray`, of which an index
-                reads no more than it asks for.
+                reads no more than it asks for. So do leaves that are made of several arrays each, which then
+                are written into one place without a stack of them in between.
         """
         arrays = self._untied(state_dict)
         for rule in self.rules:
-            lazy = not set(parted).isdisjoint(rule.paths)
+            stacks = isinstance(rule, Rule) and len(rule.keys) > len(rule.paths)
+            lazy = stacks or not set(parted).isdisjoint(rule.paths)
             yield from (rule.lazy_leaves(arrays) if lazy else rule.leaves(Made(arrays))).items()
 
     def agreeing(self, state_dict: Arrays, parted: Collection[str]) -> Arrays:

@@ -272,7 +272,7 @@ def _owned(arrays: Mapping[str, Any], lazy: bool) -> dict[str, Any]:
     for array in arrays.values():
         if id(array) not in copies:
             kept = lazy and isinstance(array, LazyArray)
-            copies[id(array)] = array if kept else fresh(np.asarray(array))
+            copies[id(array)] = array if kept else fresh(array)
     return {key: copies[id(array)] for key, array in arrays.items()}
 
 

@@ -33,11 +33,11 @@ def place(view: np.ndarray | LazyArray, template: Any) -> Any:
     """
     dtype = np.dtype(template.dtype)
     if isinstance(template, np.ndarray):
-        return fresh(np.asarray(view), dtype)
+        return fresh(view, dtype)
     sharding = sharding_of(template)
     if sharding is None:
-        return jax.device_put(_copied(np.asarray(view), dtype))
-    return jax.make_array_from_callback(view.shape, sharding, _once(lambda box: _copied(view[box], dtype)))
+        return jax.device_put(_copied(view, ..., dtype))
+    return jax.make_array_from_callback(view.shape, sharding, _once(lambda box: _copied(view, box, dtype)))
 
 
 def is_parted(template: Any) -> bool:
@@ -86,7 +86,7 @@ def _once(make: Callable[[Box], np.ndarray]) -> Callable[[Any], np.ndarray]:
     return part
 
 
-def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
+def fresh(view: np.ndarray | LazyArray, dtype: Any = None) -> np.ndarray:
     """A writable, contiguous copy of a view, in memory of its own.
 
     >>> view = np.arange(6.0).reshape(2, 3).T
@@ -94,11 +94,16 @@ def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
     >>> bool((copy == view).all()), copy.flags.c_contiguous, copy.flags.owndata
     (True, True, True)
     """
-    return fill(np.empty(view.shape, dtype or view.dtype), view)
+    return _written(np.empty(view.shape, dtype or view.dtype), view, ...)
 
 
-def _copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return fill(_aligned(view.shape, dtype), view)
+def _copied(view: np.ndarray | LazyArray, box: Any, dtype: np.dtype) -> np.ndarray:
+    shape = view.shape if box is ... else np.broadcast_to(0, view.shape)[box].shape
+    return _written(_aligned(shape, dtype), view, box)
+
+
+def _written(out: np.ndarray, view: np.ndarray | LazyArray, box: Any) -> np.ndarray:
+    return view.into(out, box) if isinstance(view, LazyArray) else fill(out, np.asarray(view)[box])
 
 
 def narrows(found: Any, wanted: Any) -> bool:

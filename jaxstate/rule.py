@@ -19,7 +19,7 @@ from jaxstate.errors import BindingError, LayoutError
 from jaxstate.hosted import Hosted, hosted
 from jaxstate.layout import Layout, insert_axis, tidy
 from jaxstate.lazy import Box, LazyArray, Made, from_parts
-from jaxstate.parts import dtype_of_stack, part, places
+from jaxstate.parts import dtype_of_stack, into, part, places
 from jaxstate.template import Values, fill, holes, names
 
 Arrays = Mapping[str, Any]
@@ -358,7 +358,10 @@ def _lazy(
         found = part(layout, sizes, stack, (*here, *box))
         return found[(0,) * len(here)].astype(dtype, copy=False)
 
-    return from_parts(tuple(shape), dtype, read, tied=True)
+    def write(out: np.ndarray, box: Box) -> None:
+        into(out[(*(None for _ in here), ...)], layout, sizes, stack, (*here, *box))
+
+    return from_parts(tuple(shape), dtype, read, tied=True, write=write)
 
 
 def _compact(values: tuple[str | int, ...]) -> range | tuple[str | int, ...]:

@@ -63,7 +63,32 @@ def test_any_layout_is_read_in_parts(case, data):
         found = rule.lazy_leaves({"w": array})["w"][box]
         assert found.shape == expected.shape and found.dtype == torch.dtype
         assert np.array_equal(found, expected)
-    assert source.read == expected.size
+        assert np.array_equal(written(rule.lazy_leaves({"w": array})["w"], box, found.shape), expected)
+    assert source.read == 2 * expected.size
+
+
+def written(lazy, box, shape):
+    """What `into` writes into memory of another dtype with a rim, which stays."""
+    room = np.full([n + 2 for n in shape], -1.0, "float32")
+    inside = tuple(slice(1, -1) for _ in shape)
+    assert lazy.into(room[(*inside, ...)], box) is not None
+    rim = np.ones(room.shape, bool)
+    rim[(*inside, ...)] = False
+    assert (room[rim] == -1).all()
+    return room[(*inside, ...)]
+
+
+@QUICK
+@given(layouts(), st.data())
+def test_any_layout_is_written_back_in_parts(case, data):
+    layout, sizes = case
+    leaf = np.arange(prod(sizes.values())).reshape(left_shape(layout, sizes)) + 5
+    rule = js.Rule("w", "w", layout.pattern, **sizes).of({"w": leaf})
+    expected = layout(leaf)
+    box = data.draw(boxes(expected.shape))
+    assert np.array_equal(
+        written(rule.lazy_state_dict({"w": leaf})["w"], box, expected[box].shape), expected[box]
+    )
 
 
 def stack_of(keys, shape):
@@ -103,7 +128,18 @@ def test_shards_of_every_kind_of_rule_add_up_and_read_their_share(name):
         for cut in (slice(0, length // 2), slice(length // 2, length)):
             box = (slice(None),) * axis + (cut,)
             assert all(np.array_equal(lazy[path][box], leaf[box]) for path, leaf in whole.items())
-    assert {s.read for s in sources.values()} == {s.array.size * len(shape) for s in sources.values()}
+            for path, leaf in whole.items():
+                assert np.array_equal(written(lazy[path], box, leaf[box].shape), leaf[box])
+    assert {s.read for s in sources.values()} == {s.array.size * 2 * len(shape) for s in sources.values()}
+
+
+def test_numbers_without_axes_are_stacked_and_unstacked():
+    rule = js.Rule("h.{l}.scale", "scale", "l -> ", l=range(3))
+    arrays = {f"h.{n}.scale": np.float32(n + 0.5).reshape(()) for n in range(3)}
+    template = {"scale": np.zeros(3, "float32")}
+    made = js.load_state_dict(template, arrays, js.Binding((rule,)))
+    assert made["scale"].tolist() == [0.5, 1.5, 2.5]
+    assert js.state_dict(made, js.Binding((rule,))) == arrays
 
 
 def test_many_runs_are_read_with_what_lies_between():
