@@ -137,13 +137,12 @@ class Binding:
         Args:
             state_dict: what `compare` has found to fit.
             parted: paths of leaves that are wanted in parts: these come as a `LazyArray`, of which an index
-                reads no more than it asks for. So do leaves that are made of several arrays each, which then
-                are written into one place without a stack of them in between.
+                reads no more than it asks for. So do leaves that are put together of parts, which then are
+                written into one place without another copy in between.
         """
         arrays = self._untied(state_dict)
         for rule in self.rules:
-            stacks = isinstance(rule, Rule) and len(rule.keys) > len(rule.paths)
-            lazy = stacks or not set(parted).isdisjoint(rule.paths)
+            lazy = rule.gathers or not set(parted).isdisjoint(rule.paths)
             yield from (rule.lazy_leaves(arrays) if lazy else rule.leaves(Made(arrays))).items()
 
     def agreeing(self, state_dict: Arrays, parted: Collection[str]) -> Arrays:

@@ -20,7 +20,7 @@ from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
 from jaxstate.lazy import LazyArray
-from jaxstate.placement import fresh, is_parted, narrows, place
+from jaxstate.placement import fresh, in_turn, is_parted, narrows, place
 
 
 def bind(
@@ -237,7 +237,7 @@ def moved_in(
     arrays = part.agreeing(arrays, parted)
     _check(part, arrays, leaves, cast, _name_of(model))
     found = ((path, leaf) for path, leaf in part.each_leaf(arrays, parted) if path not in untouched)
-    new = {path: place(leaf, leaves[path]) for path, leaf in found}
+    new = {path: place(leaf, leaves[path]) for path, leaf in in_turn(found, leaves)}
     _check_values(leaves, new, adapter.without_values(model))
     return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
 

@@ -7,7 +7,7 @@ device's shard of transposed, split, stacked or flipped weights is read without 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 from math import prod
 from typing import Any, NamedTuple
 
@@ -54,7 +54,7 @@ def part(layout: Layout, sizes: Mapping[str, int], arrays: Mapping[Index, Any], 
         indices = _indices(layout, sizes, arrays, spans)
         if len(cells) * len(indices) == 1:
             read = _reader(layout, sizes, len(indices[0]), spans)
-            return _viewed(layout, cell, read(arrays[indices[0]]))
+            return _merged(layout.left, _turned_back(layout, len(indices[0]), read(arrays[indices[0]])))
     whole = np.empty([span.stop - span.start for span in box], dtype_of_stack(arrays))
     return into(whole, layout, sizes, arrays, box)
 
@@ -154,12 +154,29 @@ def _room(whole: np.ndarray, layout: Layout, box: Box, cell: tuple[Run, ...]) ->
     return _flipped(layout, room.transpose([left.index(axis) for axis in right]))
 
 
-def _viewed(layout: Layout, cell: tuple[Run, ...], values: np.ndarray) -> np.ndarray:
-    """The values of torch's axes in the shape that they have on the JAX side; a view where it can be one."""
+def _turned_back(layout: Layout, outer: int, values: np.ndarray) -> np.ndarray:
+    """A view of the values of one array of the stack with the atomic axes as the JAX side has them."""
     left, right = _axes(layout.left), _axes(layout.right)
-    values = values.reshape([1] * (len(right) - values.ndim) + [*values.shape])
-    values = _flipped(layout, values).transpose([right.index(axis) for axis in left])
-    return values.reshape([run.length for run in cell])
+    values = _flipped(layout, values[(*(None for _ in range(outer)), ...)])
+    return values.transpose([right.index(axis) for axis in left])
+
+
+def _merged(side: Sequence[tuple[str, ...]], values: np.ndarray) -> np.ndarray:
+    """The values with the axes of each dimension merged: a view if it can be one, or a copy by tiles."""
+    ends = [sum(map(len, side[: n + 1])) for n in range(len(side))]
+    groups = [slice(end - len(dim), end) for end, dim in zip(ends, side, strict=True)]
+    shape = [prod(values.shape[group]) for group in groups]
+    if all(_merges(values.shape[group], values.strides[group]) for group in groups):
+        return values.reshape(shape)
+    whole = np.empty(shape, values.dtype)
+    fill(whole.reshape(values.shape), values)
+    return whole
+
+
+def _merges(lengths: Index, strides: Index) -> bool:
+    """True if these axes are one with a single stride, so that merging them copies nothing."""
+    long = [pair for pair in zip(lengths, strides, strict=True) if pair[0] > 1]
+    return all(outer[1] == inner[0] * inner[1] for outer, inner in pairwise(long))
 
 
 def _flipped(layout: Layout, values: np.ndarray) -> np.ndarray:

@@ -2,16 +2,17 @@
 
 The view may be mapped from a file and transposed; it is copied once, into memory that JAX can take as it
 is. A sharded template makes each process copy only the slices of its own devices. Nothing that is returned
-shares memory with the view.
+shares memory with the view. What goes to an accelerator takes another way (`jaxstate/crossing.py`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, Sharding
 
+from jaxstate.crossing import crossed, crosses, read_ahead
 from jaxstate.errors import BindingError
 from jaxstate.lazy import Box, LazyArray
 from jaxstate.tiles import fill
@@ -35,9 +36,16 @@ def place(view: np.ndarray | LazyArray, template: Any) -> Any:
     if isinstance(template, np.ndarray):
         return fresh(view, dtype)
     sharding = sharding_of(template)
+    if crosses(sharding):
+        return crossed(view if isinstance(view, LazyArray) else np.asarray(view), sharding, dtype)
     if sharding is None:
         return jax.device_put(_copied(view, ..., dtype))
     return jax.make_array_from_callback(view.shape, sharding, _once(lambda box: _copied(view, box, dtype)))
+
+
+def in_turn(found: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """The arrays that are to be placed; the next is read while one crosses to an accelerator."""
+    return read_ahead(found) if any(crosses(sharding_of(leaf)) for leaf in templates.values()) else found
 
 
 def is_parted(template: Any) -> bool:

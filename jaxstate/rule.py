@@ -33,6 +33,7 @@ class Entry:
     paths: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = {}
     trainable: tuple[str, ...] = ()  # the keys that an optimizer has ids for
+    gathers: bool = False  # whether a leaf is put together of parts of torch's arrays, and is no view of one
     families: Sequence[tuple[str, Mapping[str, Sequence[str | int]]]] = ()  # the templates of its keys
     rows: Sequence[tuple[str, ...]] = ()  # as a table shows it: key, path, layout, shape, dtype
 
@@ -169,6 +170,10 @@ class Rule(Entry):
     @property
     def trainable(self) -> tuple[str, ...]:
         return () if self.buffer else self.keys
+
+    @property
+    def gathers(self) -> bool:
+        return len(self.keys) > len(self.paths) or any(len(dim) > 1 for dim in self.layout.left)
 
     @property
     def families(self) -> list[tuple[str, Mapping[str, Sequence[str | int]]]]:

@@ -32,6 +32,7 @@ ROOMS = (
     "blocks",
     "rule_json",
     "binding",
+    "crossing",
     "placement",
     "io",
     "containers",
