@@ -33,7 +33,7 @@ def fill(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
     if not axes or by_stride[-1] == of_copy[-1]:
         copy[...] = view
         return copy
-    target, bits = _as_bits(copy, view)
+    target, bits = _as_bits(*_forward(copy, view))
     along = _taken(view.shape, by_stride[::-1], max(1, ALONG // view.itemsize))
     across = _taken(view.shape, of_copy[::-1], ACROSS)
     tile = _grown(view.shape, by_stride, {axis: max(along[axis], across[axis]) for axis in axes})
@@ -47,6 +47,12 @@ def fill(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
         room[...] = bits[box]
         target[box] = room
     return copy
+
+
+def _forward(copy: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both, along every axis in the direction in which the original lies: then its runs are runs."""
+    steps = tuple(slice(None, None, -1 if stride < 0 else None) for stride in view.strides)
+    return copy[steps], view[steps]
 
 
 def _as_bits(copy: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
