@@ -133,7 +133,8 @@ class Binding:
         arrays = without_tensors(state_dict)
         if not (comparison := self.compare(arrays)):
             raise comparison.error()
-        return dict(self.each_leaf(arrays))
+        made = Made(self._untied(arrays))
+        return {path: leaf for rule in self.rules for path, leaf in rule.leaves(made).items()}
 
     def each_leaf(self, state_dict: Arrays, parted: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:
         """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory.
@@ -141,11 +142,11 @@ class Binding:
         Args:
             state_dict: what `compare` has found to fit.
             parted: paths of leaves that are wanted in parts: these come as a `LazyArray`, of which an index
-                reads no more than it asks for.
+                reads no more than it asks for. So do leaves put together of parts, to be written once.
         """
         arrays = self._untied(state_dict)
         for rule in self.rules:
-            lazy = any(path in parted for path in rule.paths)
+            lazy = rule.gathers or any(path in parted for path in rule.paths)
             yield from (rule.lazy_leaves(arrays) if lazy else rule.leaves(Made(arrays))).items()
 
     def agreeing(self, state_dict: Arrays, parted: Set[str]) -> Arrays:

@@ -277,7 +277,7 @@ def fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> t
 
 def _owned(array: Any, lazy: bool) -> Any:
     """An array in memory of its own, or a lazy one as it is."""
-    return array if lazy and isinstance(array, LazyArray) else fresh(np.asarray(array))
+    return array if lazy and isinstance(array, LazyArray) else fresh(array)
 
 
 def with_metadata(

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parent.parent / "jaxstate"
 # From the ground up. A room imports what stands before it, and its own files.
 ROOMS = (
     "errors",
-    "lazy",
     "tiles",
+    "lazy",
     "table",
     "template",
     "renaming",
@@ -39,6 +39,7 @@ ROOMS = (
     "fusion_hints",
     "rule_json",
     "binding",
+    "crossing",
     "placement",
     "io",
     "containers",
