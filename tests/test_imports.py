@@ -33,6 +33,7 @@ ROOMS = (
     "rule_json",
     "binding",
     "placement",
+    "settings",
     "io",
     "containers",
     "adapters",

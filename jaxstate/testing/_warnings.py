@@ -5,72 +5,17 @@ argument that makes them torch's.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import jax
 
 from jaxstate.binding import Binding
 from jaxstate.errors import ParityError
-from jaxstate.table import html_table, table
+from jaxstate.settings import Setting, Warnings, settings_of, torch_settings, unlike
 from jaxstate.testing._layers import Run
 from jaxstate.testing._port import Layouts, Port
 from jaxstate.testing._rewrites import ACTIVATIONS
-from jaxstate.testing._settings import jax_settings, shown, spelled, torch_settings
 from jaxstate.testing._torch_side import torch
-
-COLUMNS = ("torch", "jax", "setting", "in torch", "in JAX", "mend")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting that differs.
-
-    Attributes:
-        name, path: of the layer, in torch and in JAX.
-        setting: in torch's words.
-        theirs, ours: its values.
-        mend: the argument of the JAX layer that has torch's value.
-    """
-
-    name: str
-    path: str
-    setting: str
-    theirs: str
-    ours: str
-    mend: str
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        return (self.name, self.path, self.setting, self.theirs, self.ours, self.mend)
-
-
-@dataclass(frozen=True, repr=False)
-class Warnings:
-    """All settings that differ, as a table; false if none does."""
-
-    rows: tuple[Setting, ...]
-    unpaired: tuple[str, ...] = ()  # torch's modules that no JAX module was found for
-
-    def __bool__(self) -> bool:
-        return bool(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Setting]:
-        return iter(self.rows)
-
-    def __str__(self) -> str:
-        text = table(COLUMNS, [row.cells for row in self.rows]) if self.rows else "no setting differs"
-        return f"{text}\nnot compared: {', '.join(self.unpaired)}" if self.unpaired else text
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        rest = f"<br>not compared: {escape(', '.join(self.unpaired))}" if self.unpaired else ""
-        return html_table(COLUMNS, [row.cells for row in self.rows]) + rest
 
 
 def warnings(
@@ -105,7 +50,13 @@ def warnings(
     if not pairs:
         raise ParityError(_NONE)
     modules = dict(torch_module.named_modules())
-    found = [row for p in pairs for row in _unlike(p.name, modules[p.name], p.module.path, p.module.module)]
+    found = [
+        row
+        for pair in pairs
+        for row in unlike(
+            pair.name, torch_settings(modules[pair.name]), pair.module.path, settings_of(pair.module.module)
+        )
+    ]
     return Warnings((*found, *(_gelu(port) if inputs else ())), run.unpaired)
 
 
@@ -113,16 +64,6 @@ _NONE = (
     "no layer of torch's was found in the JAX model: pass the inputs, which a Linen module is read with, or "
     "the binding= that pairs the layers"
 )
-
-
-def _unlike(name: str, theirs: Any, path: str, ours: Any) -> Iterator[Setting]:
-    wanted, found = torch_settings(theirs), jax_settings(ours)
-    for setting, value in found.items():
-        if setting in wanted and wanted[setting] != value:
-            words = shown(wanted[setting]), shown(value)
-            yield Setting(name, path, setting, *words, spelled(setting, wanted[setting], ours))
-        elif setting not in wanted:
-            yield Setting(name, path, setting, "", shown(value), f"{type(ours).__name__}(..., dtype=None)")
 
 
 def _gelu(port: Port) -> Iterator[Setting]:
