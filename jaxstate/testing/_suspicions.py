@@ -25,6 +25,7 @@ def suspicions(run: Run, layer: Layer) -> Iterator[Suspicion]:
     held = list(held_otherwise(run, layer, module))
     yield from held
     yield from _set_otherwise(layer, module)
+    yield from _moved_first(layer, module)
     yield from _called_otherwise(layer, module)
     if not held:
         yield from held_by_guess(run, layer, module)
@@ -97,6 +98,23 @@ def _cut(output: np.ndarray, cuts: Sequence[tuple[int, int]]) -> np.ndarray:
         slice(max(a, 0), n - max(b, 0)) for (a, b), n in zip(cuts, output.shape[-len(cuts) :], strict=True)
     ]
     return output[(..., *index)]
+
+
+def _moved_first(layer: Layer, module: Any) -> Iterator[Suspicion]:
+    """Equinox's BatchNorm in training: the running statistics move with the batch, and then are used."""
+    ours = layer.module.module
+    if getattr(ours, "mode", "") != "ema" or getattr(module, "running_mean", None) is None:
+        return
+
+    def again() -> np.ndarray:
+        image = layer.theirs.args[0]
+        axes, m = [n for n in range(image.ndim) if n != 1], ours.momentum
+        batch = {"running_mean": image.mean(axes), "running_var": image.var(axes, correction=0)}
+        moved = {name: m * getattr(module, name) + (1 - m) * found for name, found in batch.items()}
+        return called_again(with_attributes(module, training=False, **moved), layer.theirs)
+
+    says = 'moves its running statistics with the batch before it uses them, as mode="ema" does in training'
+    yield Suspicion(says, "eqx.nn.inference_mode(model)", again)
 
 
 def _in_dtype(layer: Layer, module: Any, dtype: str) -> np.ndarray:

@@ -72,11 +72,11 @@ def _gelu(port: Port) -> Iterator[Setting]:
     exact = [name for name, kind in names.items() if kind == "gelu"]
     used = _primitives(port)
     if exact and "tanh" in used and not used & {"erf", "erfc", "erf_inv"}:
-        theirs, ours = ACTIVATIONS["gelu"], ACTIVATIONS["gelu, approximated by tanh"]
-        yield Setting(exact[0], "", "gelu", "exact", "approximated by tanh", f"{theirs}, not {ours}")
+        mend = f"{ACTIVATIONS['gelu']}, not {ACTIVATIONS['gelu, approximated by tanh']}"
+        yield Setting(exact[0], "", "gelu", "exact", "approximated by tanh", port.spelled(mend))
     elif len(exact) < len(names) and used & {"erf", "erfc"} and not exact:
         mend = ACTIVATIONS["gelu, approximated by tanh"]
-        yield Setting(next(iter(names)), "", "gelu", "approximated by tanh", "exact", mend)
+        yield Setting(next(iter(names)), "", "gelu", "approximated by tanh", "exact", port.spelled(mend))
 
 
 def _gelu_of(module: Any) -> str:
