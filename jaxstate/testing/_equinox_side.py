@@ -168,7 +168,12 @@ def _noting(kind: type) -> Any:
         return outputs
 
     static = sys.modules["equinox"].field(static=True, default=_Place(""))
-    body = {"__call__": noted, "__module__": kind.__module__, "__annotations__": {_PLACE: Any}, _PLACE: static}
+    body = {
+        "__call__": noted,
+        "__module__": kind.__module__,
+        "__annotations__": {_PLACE: Any},
+        _PLACE: static,
+    }
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what Equinox says of a class it has said of the user's own
