@@ -1,4 +1,4 @@
-"""Equinox's side of a comparison: a model, or `(model, state)`, is run, or a copy of it is watched as it runs.
+"""Equinox's side of a comparison: a model, or `(model, state)`, is run, or a copy of it is watched.
 
 Modules are pytrees, taken apart and put together again on their way through a call, so no object stays the
 same. The copy's modules are of classes derived from the user's, whose `__call__` notes what it takes and
@@ -71,7 +71,7 @@ def returned(model: Any, leaves: Mapping[str, Any], run: Run) -> Any:
 
 
 def parted(model: Any) -> tuple[Any, Any, Callable[[Any, Any], Any]]:
-    """What an optimizer trains, as `eqx.filter` takes it, what it does not, and how both make a model again."""
+    """What an optimizer trains, what it does not, and how both make a model again."""
     equinox, pair = sys.modules["equinox"], pair_of(model)
     params, rest = equinox.partition(pair.tree, equinox.is_inexact_array)
     arrays, static = equinox.partition((rest, pair.state), equinox.is_array)

@@ -103,7 +103,7 @@ def loss_and_rest(make: Any, params: Any, rest: Any, loss: Callable[..., Any], b
 
 
 def bound(model: Any, inputs: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Binding:
-    """The model's own reading. A flag that is down may stand for evaluation, in which `init` makes no state."""
+    """The model's own reading. A flag that is down may mean evaluation, in which `init` makes no state."""
     transformed = model[0]
     try:
         return bind(transformed, *inputs, kwargs=kwargs)
