@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from html import escape
 from typing import Any
 
 from jaxstate.blocks import Blocks
@@ -41,6 +42,7 @@ class Binding:
         rules: Rule, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
         order: torch's keys in another order, if a file is known to have one.
         metadata: torch's `_metadata`: `{module: {"version": int}}`, if a file is known to have it.
+        warnings: sentences on what differs from the original beside the weights (`bind(original=...)`).
 
     Raises:
         BindingError: a key or a path that two rules claim, a tie to a key that no rule writes, an
@@ -57,6 +59,7 @@ class Binding:
     rules: tuple[AnyRule, ...]
     order: tuple[str, ...] = ()
     metadata: Mapping[str, Mapping[str, int]] | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -223,6 +226,10 @@ class Binding:
         rules = tuple(rule.rekeyed(renaming.family) for rule in self.rules)
         return Binding(rules, tuple(renaming(key) for key in self.order))
 
+    def warned(self, warnings: Sequence[str]) -> "Binding":
+        """This Binding with these warnings, which are shown with it; nothing else takes notice of them."""
+        return replace(self, warnings=tuple(warnings))
+
     def only(self, pattern: str | Sequence[str]) -> "Binding":
         """The rules whose every key matches a pattern (`fnmatch`: `*` crosses dots).
 
@@ -303,10 +310,11 @@ class Binding:
         return [row for rule in self.rules for row in rule.rows]
 
     def __str__(self) -> str:
-        return table(COLUMNS, self.rows)
+        return "\n".join([table(COLUMNS, self.rows), *(f"warning: {line}" for line in self.warnings)])
 
     def _repr_html_(self) -> str:
-        return html_table(COLUMNS, self.rows)
+        notes = "".join(f"<p>warning: {escape(line)}</p>" for line in self.warnings)
+        return html_table(COLUMNS, self.rows) + notes
 
     __repr__ = __str__
 

@@ -38,6 +38,7 @@ ROOMS = (
     "containers",
     "adapters",
     "alignment",
+    "original",
     "convert",
     "optim",
     "averaging",

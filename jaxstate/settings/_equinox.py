@@ -11,6 +11,7 @@ ARGUMENTS: Mapping[str, Callable[[Any], str]] = {
     "momentum": lambda v: f"momentum={1 - v:.6g}" if v is not None else "momentum=... (torch averages)",
     "batch statistics": lambda v: f"inference={not v}",
     "num_groups": lambda v: f"groups={v}",
+    "dropout": lambda v: f"dropout_p={v}",
     "padding mode": lambda v: f'padding_mode="{v.upper()}"',
 }
 
@@ -36,7 +37,7 @@ def settings(module: Any) -> dict[str, Any]:
     if isinstance(module, nn.GroupNorm):
         found["num_groups"] = module.groups
     if isinstance(module, nn.MultiheadAttention):
-        found["num_heads"] = module.num_heads
+        found |= {"num_heads": module.num_heads, "dropout": float(module.dropout.p)}
     return found
 
 

@@ -14,6 +14,7 @@ ARGUMENTS: Mapping[str, Callable[[Any], str]] = {
     "stride": lambda v: f"strides={v}",
     "dilation": lambda v: f"kernel_dilation={v}",
     "groups": lambda v: f"feature_group_count={v}",
+    "dropout": lambda v: f"dropout_rate={v}",
     "padding mode": lambda v: f'padding="{v.upper()}"' if v != "zeros" else "padding=... without a mode",
     "computes in": lambda v: f"dtype={v}",
 }
@@ -39,6 +40,8 @@ def settings(module: Any) -> dict[str, Any]:
         found["num_groups"] = module.num_groups
     if hasattr(module, "num_heads"):
         found["num_heads"] = module.num_heads
+    if isinstance(rate := getattr(module, "dropout_rate", None), int | float):
+        found["dropout"] = float(rate)
     if (dtype := _computing_dtype(module)) is not None:
         found["computes in"] = dtype
     return found

@@ -13,7 +13,7 @@ def torch_settings(module: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if eps_name(module) and "Norm" in name:
         found["eps"] = _eps(module)
-    if "BatchNorm" in name:
+    if "BatchNorm" in name and hasattr(module, "momentum"):
         found |= {"momentum": module.momentum, "batch statistics": _uses_batch(module)}
     if "ConvTranspose" in name:
         found |= _conv(module) | {"padding": _transposed(module)}
@@ -23,6 +23,8 @@ def torch_settings(module: Any) -> dict[str, Any]:
         found["num_groups"] = module.num_groups
     if hasattr(module, "num_heads"):
         found["num_heads"] = module.num_heads
+    if name == "MultiheadAttention":
+        found["dropout"] = float(module.dropout)
     weight = next(iter(module.parameters()), None)
     if weight is not None and weight.is_floating_point() and weight.element_size() < 4:
         found["computes in"] = str(weight.dtype).removeprefix("torch.")

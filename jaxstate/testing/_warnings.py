@@ -11,11 +11,19 @@ import jax
 
 from jaxstate.binding import Binding
 from jaxstate.errors import ParityError
-from jaxstate.settings import Setting, Warnings, settings_of, torch_settings, unlike
+from jaxstate.settings import (
+    MENDS,
+    Setting,
+    Warnings,
+    gelu_of,
+    other_gelu,
+    primitives_in,
+    settings_of,
+    torch_settings,
+    unlike,
+)
 from jaxstate.testing._layers import Run
 from jaxstate.testing._port import Layouts, Port
-from jaxstate.testing._rewrites import ACTIVATIONS
-from jaxstate.testing._torch_side import torch
 
 
 def warnings(
@@ -67,22 +75,12 @@ _NONE = (
 
 
 def _gelu(port: Port) -> Iterator[Setting]:
-    """Which GELU either side computes: JAX's program has an erf or it has not."""
-    names = {name: kind for name, m in port.theirs.named_modules() if (kind := _gelu_of(m))}
-    exact = [name for name, kind in names.items() if kind == "gelu"]
-    used = _primitives(port)
-    if exact and "tanh" in used and not used & {"erf", "erfc", "erf_inv"}:
-        mend = f"{ACTIVATIONS['gelu']}, not {ACTIVATIONS['gelu, approximated by tanh']}"
-        yield Setting(exact[0], "", "gelu", "exact", "approximated by tanh", port.spelled(mend))
-    elif len(exact) < len(names) and used & {"erf", "erfc"} and not exact:
-        mend = ACTIVATIONS["gelu, approximated by tanh"]
-        yield Setting(next(iter(names)), "", "gelu", "approximated by tanh", "exact", port.spelled(mend))
-
-
-def _gelu_of(module: Any) -> str:
-    if type(module).__name__ == "GELU":
-        return "gelu" if module.approximate == "none" else "gelu, approximated by tanh"
-    return "gelu" if getattr(module, "activation", None) is torch().nn.functional.gelu else ""
+    """Which GELU either side computes."""
+    kinds = {name: kind for name, m in port.theirs.named_modules() if (kind := gelu_of(m))}
+    if (found := other_gelu(kinds, _primitives(port))) is not None:
+        name, ours = found
+        mend = port.spelled(f"{MENDS[kinds[name]]}, not {MENDS[ours]}")
+        yield Setting(name, "", "gelu", kinds[name], ours, mend)
 
 
 def _primitives(port: Port) -> set[str]:
@@ -91,14 +89,4 @@ def _primitives(port: Port) -> set[str]:
         program = jax.make_jaxpr(lambda: jax.tree.leaves(port.side.returned(port.ours, {}, port.run_jax)))()
     except Exception:  # the caller's code, which is not what is asked about
         return set()
-    return set(_names(program.jaxpr))
-
-
-def _names(jaxpr: Any) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            yield from _names(inner) if hasattr(inner, "eqns") else ()
+    return set(primitives_in(program.jaxpr))
