@@ -127,6 +127,31 @@ def test_how_a_stateful_model_is_called_has_to_be_said():
         assert_same_outputs(torch.nn.BatchNorm1d(4).eval(), pair, noise(3, 4))
 
 
+def evaluated(pair, x):
+    return in_training((eqx.nn.inference_mode(pair[0]), pair[1]), x)
+
+
+def in_training(pair, x):
+    run = jax.vmap(pair[0], axis_name="batch", in_axes=(0, None), out_axes=(0, None))
+    return run(x, pair[1])[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "cause", "mend"),
+    [
+        ("batch", "has batch statistics True, and torch False", "BatchNorm(..., inference=True)"),
+        ("ema", "moves its running statistics with the batch before it uses", "eqx.nn.inference_mode(model)"),
+    ],
+)
+def test_a_batch_norm_in_training(mode, cause, mend):
+    norm = eqx.nn.make_with_state(lambda key: eqx.nn.BatchNorm(4, "batch", momentum=0.9, mode=mode))(KEY)
+    theirs, pair = made(torch.nn.BatchNorm1d(4), norm)
+    assert_same_outputs(theirs, pair, noise(3, 4), call=evaluated)
+    report = report_of(theirs, pair, noise(3, 4), call=in_training)
+    assert f"cause: JAX {cause}" in report and f"mend:  {mend}" in report
+    assert 'first layer that differs: "the model" (BatchNorm1d), in JAX "" (BatchNorm)' in report
+
+
 class Theirs(torch.nn.Module):
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""bind(original=...) with models of transformers: nothing is claimed of a right twin, and any other eps is."""
+"""bind(original=...) with models of transformers: nothing is claimed of a right twin, any other eps is."""
 
 import copy
 import importlib
