@@ -41,7 +41,7 @@ def warnings(
 
     Args:
         torch_module: the original, in the mode in which it will be used.
-        model: an NNX module, or a Linen module with its variables, `module.bind(variables)`.
+        model: as for `assert_same_outputs`.
         *inputs: in torch's layout; needed for a Linen module, and to see which GELU an NNX one computes.
         binding: of the model; its own reading by default.
         kwargs, call, input_layout: as for `assert_same_outputs`.
