@@ -7,8 +7,9 @@ from typing import Any
 from jaxstate.original._layers import Known
 from jaxstate.settings import Setting, gelu_of, torch_settings, unlike
 
-_MODE = "batch statistics"  # it changes with train() and eval(), and some libraries say it in the call
-_UNTOLD = {_MODE, "computes in"}  # what a layer may leave out without there being a doubt
+# What a layer may leave out without there being a doubt: the mode, which some libraries say in the call, a
+# narrow dtype, dropout, which a library's attention may not have.
+_UNTOLD = {"batch statistics", "computes in", "dropout"}
 
 
 def is_torch_module(value: Any) -> bool:

@@ -41,7 +41,7 @@ def call(model: Any, *inputs: Any, **kwargs: Any) -> Any:
     Raises:
         ParityError: a stateful model, whose call only the caller knows.
     """
-    if isinstance(model, tuple):
+    if pair_of(model).state is not None:
         raise ParityError(
             "how a stateful model is called has to be said: call=lambda pair, x: jax.vmap("
             'eqx.nn.inference_mode(pair[0]), axis_name="batch", in_axes=(0, None), out_axes=(0, None))'

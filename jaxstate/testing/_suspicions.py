@@ -138,7 +138,7 @@ def _called_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
     for name, value in arguments.items():
         if (attended := _attended(value)) is not None:
             yield Suspicion(
-                f"reads {name} the other way: Flax attends where a mask is True, torch where it is False",
+                f"reads {name} the other way: it attends where a mask is True, torch where it is False",
                 f"mask=~{name}",
                 lambda name=name, a=attended: called_again(module, layer.theirs, **{name: _finite(~a)}),
             )
