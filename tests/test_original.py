@@ -233,6 +233,11 @@ def test_a_config_that_says_nothing_of_the_layers_says_so():
     assert line.startswith("not compared: anything that the config says")
 
 
+def test_two_words_for_one_thing_are_one():
+    (line,) = of_config(Bert((1e-12, 1e-12), 4), {"num_attention_heads": 2, "n_head": 2})
+    assert "num_heads 4 against num_attention_heads=2" in line
+
+
 def test_ties_on_one_side_only():
     class Tied(nnx.Module):
         def __init__(self):
@@ -251,5 +256,6 @@ def test_ties_on_one_side_only():
 
 
 def test_an_original_of_another_kind_is_refused():
-    with pytest.raises(TypeError, match="original= is a torch.nn.Module, a config of transformers"):
-        js.bind(nnx.LayerNorm(4, rngs=nnx.Rngs(0)), original=np.zeros(3))
+    for other in (np.zeros(3), {"scale": np.zeros(4)}):
+        with pytest.raises(TypeError, match="original= is a torch.nn.Module, a config of transformers"):
+            js.bind(nnx.LayerNorm(4, rngs=nnx.Rngs(0)), original=other)

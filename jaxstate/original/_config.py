@@ -44,7 +44,9 @@ def is_config(value: Any) -> bool:
     """True for a config of transformers, recognised without importing it, or what a config.json holds."""
     base = sys.modules.get("transformers.configuration_utils")
     known = tuple(vars(base)[name] for name in _BASES if name in vars(base)) if base else ()
-    return isinstance(value, (Mapping, *known))
+    if isinstance(value, Mapping):
+        return not any(hasattr(part, "shape") for part in value.values())  # that is a state_dict
+    return isinstance(value, known)
 
 
 def settings_unlike(config: Any, layers: Sequence[Known]) -> list[Setting]:
@@ -88,11 +90,14 @@ def other_ties(config: Any, layers: Sequence[Known], binding: Binding) -> Iterat
 
 
 def _words(config: Any, layers: Sequence[Known]) -> Iterator[tuple[Word, float, list[Known]]]:
-    """What the config says, with the layers that it may say it of."""
+    """What the config says, with the layers that it may say it of; once, if it has two words for it."""
+    said: list[tuple[str, float, list[Known]]] = []
     for word in WORDS:
         value = _get(config, word.key)
         found = [layer for layer in layers if _has(layer, word)]
-        if isinstance(value, int | float) and not isinstance(value, bool) and found:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and found and (word.setting, value, found) not in said:
+            said.append((word.setting, value, found))
             yield word, value, found
 
 
