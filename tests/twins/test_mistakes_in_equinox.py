@@ -89,7 +89,10 @@ VIT = [
     ("zero bias", holding(f"{QUERY}.bias", np.zeros_like), QUERY, "zero everywhere"),
     ("the last", holding("classifier.bias", np.zeros_like), "classifier", "classifier.bias"),
 ]
-CASES = [("resnet_in_equinox", *case) for case in RESNET] + [("vit_in_equinox", *case) for case in VIT]
+CASES = [
+    *(("resnet_in_equinox", *case) for case in RESNET),
+    *(pytest.param("vit_in_equinox", *case, marks=pytest.mark.slow) for case in VIT),
+]
 
 
 def report_of(name, change=None, **options):
@@ -110,6 +113,7 @@ def test_the_report_names_layer_and_cause(name, what, change, place, cause):
     assert "mend:" in report
 
 
+@pytest.mark.slow
 def test_the_other_gelu(monkeypatch):
     exact = jax.nn.gelu
     monkeypatch.setattr(jax.nn, "gelu", lambda x, approximate=True: exact(x, approximate=True))
@@ -119,7 +123,10 @@ def test_the_other_gelu(monkeypatch):
     assert "nnx.gelu" not in report and "mend:  jax.nn.gelu(x, approximate=False)" in report
 
 
-@pytest.mark.parametrize(("name", "place"), [("resnet_in_equinox", ONE), ("vit_in_equinox", QUERY)])
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("resnet_in_equinox", ONE), pytest.param("vit_in_equinox", QUERY, marks=pytest.mark.slow)],
+)
 def test_right_twins_agree_layer_by_layer_also_where_they_are_jitted(name, place):
     theirs, model, x, known = made(name)
     jitted = eqx.filter_jit(known["call"])
