@@ -7,10 +7,9 @@ gives; where a module stands is a static field of it, and survives. Nothing is l
 
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -23,9 +22,9 @@ from jaxstate.adapters._equinox_state import parted as pair_of
 from jaxstate.binding import Binding
 from jaxstate.convert import bind
 from jaxstate.errors import ParityError
-from jaxstate.testing._arrays import named_arrays, named_live
+from jaxstate.testing._arrays import named_arrays
 from jaxstate.testing._calls import Call, Module
-from jaxstate.testing._vmapped import when_known
+from jaxstate.testing._vmapped import Notes
 from jaxstate.tree import children, dotted
 
 Run = Callable[[Any], Any]
@@ -109,31 +108,11 @@ def watched(model: Any, run: Run) -> list[Call]:
     Nothing is jitted, since inside a jit there are no values. A model that does not run is watched until it
     stops; what it raised has been said by then.
     """
-    pair, notes = pair_of(model), _Notes()
+    pair, notes = pair_of(model), Notes()
     tree = _watching(pair.tree, (), notes)
     with jax.disable_jit(), suppress(Exception):
         run(tree if pair.state is None else (tree, pair.state))
     return notes.calls
-
-
-@dataclass(eq=False)
-class _Notes:
-    """What has been called so far, and how often."""
-
-    calls: list[Call] = field(default_factory=list)
-    counts: Counter[str] = field(default_factory=Counter)
-
-    def take(self, path: str, kind: str, inputs: Any, outputs: Any) -> None:
-        """Note a call when its values are known."""
-        given, made = named_live(_stateless(inputs)), named_live(_stateless(outputs))
-
-        def found(known: Mapping[str, np.ndarray]) -> None:
-            inputs, outputs = ({name: known[f"{side}{name}"] for name in a} for side, a in sides)
-            self.calls.append(Call(path, kind, self.counts[path], inputs, outputs))
-            self.counts[path] += 1
-
-        sides = (("in ", _numbers(given)), ("out ", _numbers(made)))
-        when_known({f"{side}{name}": a for side, arrays in sides for name, a in arrays.items()}, found)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,10 +120,10 @@ class _Place:
     """Where a module stands, and what is told when it is called. It is static: one is like no other."""
 
     path: str
-    notes: _Notes | None = None
+    notes: Notes | None = None
 
 
-def _watching(node: Any, path: tuple[Any, ...], notes: _Notes) -> Any:
+def _watching(node: Any, path: tuple[Any, ...], notes: Notes) -> Any:
     """A copy of a model that notes the calls of its modules."""
     found, treedef = jax.tree_util.tree_flatten_with_path(node, is_leaf=lambda part: part is not node)
     if [entry for entry, _ in found] == [()]:
@@ -164,7 +143,7 @@ def _noting(kind: type) -> Any:
         place = getattr(module, _PLACE)
         outputs = super(derived, module).__call__(*args, **kwargs)  # type: ignore[misc]
         if place.notes is not None:
-            place.notes.take(place.path, kind.__name__, (*args, kwargs), outputs)
+            place.notes.take(place.path, kind.__name__, _stateless((*args, kwargs)), _stateless(outputs))
         return outputs
 
     static = sys.modules["equinox"].field(static=True, default=_Place(""))
@@ -211,9 +190,3 @@ def _stateless(value: Any) -> Any:
         return value
     kept = tuple(part for part in value if not isinstance(part, state))
     return kept[0] if len(kept) == 1 else kept
-
-
-def _numbers(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that are no keys of random numbers."""
-    keys = jax.dtypes.prng_key
-    return {name: a for name, a in arrays.items() if not jax.numpy.issubdtype(a.dtype, keys)}

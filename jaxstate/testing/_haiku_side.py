@@ -5,7 +5,6 @@ function with these inside, so that it is called as a module would be. Nothing i
 """
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,9 +19,9 @@ from jaxstate.adapters._haiku_trace import haiku
 from jaxstate.binding import Binding
 from jaxstate.convert import bind
 from jaxstate.errors import BindingError
-from jaxstate.testing._arrays import named_arrays, named_live
+from jaxstate.testing._arrays import named_arrays
 from jaxstate.testing._calls import Call, Module
-from jaxstate.testing._vmapped import when_known
+from jaxstate.testing._vmapped import Notes
 
 Run = Callable[[Any], Any]
 
@@ -141,25 +140,15 @@ def watched(model: Any, run: Run) -> list[Call]:
     Nothing is jitted, since inside a jit there are no values. A model that does not run is watched until it
     stops; what it raised has been said by then.
     """
-    calls: list[Call] = []
-    counts: Counter[str] = Counter()
+    notes = Notes()
 
     def note(next_fun: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = next_fun(*args, **kwargs)
         if context.method_name == "__call__":
             name, kind = context.module.module_name, type(context.module).__name__
-            take(name, kind, named_live((*args, kwargs)), named_live(output))
+            notes.take(name, kind, (*args, kwargs), output)
         return output
-
-    def take(name: str, kind: str, given: Mapping[str, Any], made: Mapping[str, Any]) -> None:
-        def found(known: Mapping[str, np.ndarray]) -> None:
-            inputs, outputs = {n: known[f"in {n}"] for n in given}, {n: known[f"out {n}"] for n in made}
-            calls.append(Call(name, kind, counts[name], inputs, outputs))
-            counts[name] += 1
-
-        sides = (("in", given), ("out", made))
-        when_known({f"{side} {n}": a for side, arrays in sides for n, a in arrays.items()}, found)
 
     with jax.disable_jit(), haiku().intercept_methods(note), suppress(Exception):
         run(Bound(*model))
-    return calls
+    return notes.calls

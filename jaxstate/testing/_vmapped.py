@@ -4,13 +4,17 @@ A model that takes one example is called under `jax.vmap`, where its layers see 
 give is handed through a function with a rule for vmap, which is told the whole batch.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import jax
 import numpy as np
 from jax.custom_batching import custom_vmap
 
-from jaxstate.testing._arrays import is_traced
+from jaxstate.testing._arrays import is_traced, named_live
+from jaxstate.testing._calls import Call
 
 
 def when_known(arrays: Mapping[str, Any], found: Callable[[dict[str, np.ndarray]], None]) -> None:
@@ -35,3 +39,27 @@ def when_known(arrays: Mapping[str, Any], found: Callable[[dict[str, np.ndarray]
     handed = custom_vmap(lambda arrays: arrays)
     handed.def_vmap(ruled)
     handed(dict(arrays))
+
+
+@dataclass(eq=False)
+class Notes:
+    """What has been called so far, and how often; without the keys of random numbers that it was given."""
+
+    calls: list[Call] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def take(self, path: str, kind: str, inputs: Any, outputs: Any) -> None:
+        """Note a call as soon as its values are known."""
+        sides = {"in": _numbers(named_live(inputs)), "out": _numbers(named_live(outputs))}
+
+        def found(known: Mapping[str, np.ndarray]) -> None:
+            given, made = ({n: known[f"{side} {n}"] for n in arrays} for side, arrays in sides.items())
+            self.calls.append(Call(path, kind, self.counts[path], given, made))
+            self.counts[path] += 1
+
+        when_known({f"{side} {n}": a for side, arrays in sides.items() for n, a in arrays.items()}, found)
+
+
+def _numbers(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    keys = jax.dtypes.prng_key
+    return {name: a for name, a in arrays.items() if not jax.numpy.issubdtype(a.dtype, keys)}
