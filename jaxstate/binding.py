@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
-from html import escape
 from typing import Any
 
 from jaxstate.blocks import Blocks
@@ -237,10 +236,6 @@ class Binding:
         rules = tuple(rule.rekeyed(renaming.family) for rule in self.rules)
         return Binding(rules, tuple(renaming(key) for key in self.order))
 
-    def warned(self, warnings: Sequence[str]) -> "Binding":
-        """This Binding with these warnings, which are shown with it; nothing else takes notice of them."""
-        return replace(self, warnings=tuple(warnings))
-
     def only(self, pattern: str | Sequence[str]) -> "Binding":
         """The rules whose every key matches a pattern (`fnmatch`: `*` crosses dots).
 
@@ -321,11 +316,10 @@ class Binding:
         return [row for rule in self.rules for row in rule.rows]
 
     def __str__(self) -> str:
-        return "\n".join([table(COLUMNS, self.rows), *(f"warning: {line}" for line in self.warnings)])
+        return table(COLUMNS, self.rows, [f"warning: {line}" for line in self.warnings])
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>warning: {escape(line)}</p>" for line in self.warnings)
-        return html_table(COLUMNS, self.rows) + notes
+        return html_table(COLUMNS, self.rows, [f"warning: {line}" for line in self.warnings])
 
     __repr__ = __str__
 

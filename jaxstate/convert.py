@@ -5,6 +5,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -111,7 +112,9 @@ def bind(
     if rename is not None:
         binding = binding.renamed(rename)
     binding = binding if like is None else aligned(binding, like).like(like)
-    return binding if original is None else binding.warned(warnings_of(reading, options, binding, original))
+    if original is None:
+        return binding
+    return replace(binding, warnings=warnings_of(reading, options, binding, original))
 
 
 def align(model: Any, state_dict: Mapping[str, Any], binding: Binding | None = None) -> Alignment:

@@ -31,13 +31,12 @@ class Table:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return "\n".join([self.title, table(self.head, self.rows), *self.notes])
+        return f"{self.title}\n{table(self.head, self.rows, self.notes)}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{escape(note)}</p>" for note in self.notes)
-        return f"<p><b>{escape(self.title)}</b></p>{html_table(self.head, self.rows)}{notes}"
+        return f"<p><b>{escape(self.title)}</b></p>{html_table(self.head, self.rows, self.notes)}"
 
     def __rich__(self) -> Any:
         from rich.markup import escape as plain  # imported by those who draw with rich
