@@ -45,6 +45,7 @@ class Binding:
         rules: Rule, Fused, Padded, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
         order: torch's keys in another order, if a file is known to have one.
         metadata: torch's `_metadata`: `{module: {"version": int}}`, if a file is known to have it.
+        warnings: sentences on what differs from the original beside the weights (`bind(original=...)`).
 
     Raises:
         BindingError: a key or a path that two rules claim, a tie to a key that no rule writes, an
@@ -61,6 +62,7 @@ class Binding:
     rules: tuple[AnyRule, ...]
     order: tuple[str, ...] = ()
     metadata: Mapping[str, Mapping[str, int]] | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -317,10 +319,10 @@ class Binding:
         return [row for rule in self.rules for row in rule.rows]
 
     def __str__(self) -> str:
-        return table(COLUMNS, self.rows)
+        return table(COLUMNS, self.rows, [f"warning: {line}" for line in self.warnings])
 
     def _repr_html_(self) -> str:
-        return html_table(COLUMNS, self.rows)
+        return html_table(COLUMNS, self.rows, [f"warning: {line}" for line in self.warnings])
 
     __repr__ = __str__
 
