@@ -14,6 +14,7 @@ import numpy as np
 
 from jaxstate.errors import quoted
 from jaxstate.testing._align import Match
+from jaxstate.testing._attention_causes import attention_causes
 from jaxstate.testing._calls import Call
 from jaxstate.testing._causes import LESS, Cause, best_first, confirmed, error_of, proportional, tried
 from jaxstate.testing._experiments import with_entries
@@ -97,7 +98,8 @@ def _widened(gap: Gap) -> Gap | None:
 
 
 def _causes(gap: Gap, rtol: float) -> tuple[Cause, ...]:
-    found = [*proportional(gap.match, rtol), *_other_weights(gap, rtol), *_rewritten(gap, rtol)]
+    found = [*proportional(gap.match, rtol), *_other_weights(gap, rtol)]
+    found += attention_causes(gap.run, gap.layer, rtol) or _rewritten(gap, rtol)
     return best_first(found) or confirmed(_stood_in(gap), gap.ours, error_of(gap.match), rtol, gap.order)
 
 

@@ -87,7 +87,7 @@ def _of_another(run: Run, prefix: str, tails: Mapping[str, np.ndarray]) -> Itera
 
 
 def _variants(run: Run, layer: Layer, module: Any, tail: str, array: np.ndarray) -> Iterator[Variant]:
-    near = lambda names: _nearest(run.port.theirs, layer.theirs.name, names)  # noqa: E731
+    near = lambda names: nearest(run.port.theirs, layer.theirs.name, names)  # noqa: E731
     heads, depth = near(HEADS), near(DEPTHS)
     gates = GATES.get(type(module).__name__.removesuffix("Cell"), ())
     is_attention = heads > 1 or depth > 0
@@ -95,12 +95,12 @@ def _variants(run: Run, layer: Layer, module: Any, tail: str, array: np.ndarray)
     return variants(tail, array, QKV if fused else gates, heads, depth, run.images)
 
 
-def _nearest(module: Any, name: str, attributes: Sequence[str]) -> int:
-    """A number that a layer's module, or the nearest one around it, has under one of these names."""
+def nearest(module: Any, name: str, attributes: Sequence[str], kind: type = int) -> Any:
+    """A number that a layer's module, or the nearest one around it, has under one of these names, or 0."""
     parts = name.split(".")
     around = (module.get_submodule(".".join(parts[:n])) for n in range(len(parts), -1, -1))
     found = (getattr(m, attribute, None) for m in around for attribute in attributes)
-    return next((n for n in found if isinstance(n, int)), 0)
+    return next((n for n in found if isinstance(n, kind)), 0)
 
 
 def _close(one: np.ndarray, other: np.ndarray) -> bool:
