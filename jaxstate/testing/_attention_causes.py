@@ -166,6 +166,32 @@ _WORDS: Mapping[str, Callable[[Any], str]] = {
 }
 
 
+_MENDS: Mapping[str, Callable[[Any], str]] = {
+    "heads": lambda count: f"x.reshape(batch, time, {count}, -1)",
+    "reading": lambda words: f"take {words} from the projections in this order",
+    "split": lambda order: "x.reshape(batch, time, heads, depth)",
+    "merge": lambda order: "heads back behind time, then x.reshape(batch, time, heads * depth)",
+    "groups": lambda how: (
+        "jnp.repeat(key, times, axis=heads)" if how == "repeated" else "jnp.tile over the heads"
+    ),
+    "scale": lambda by: "no scale" if by == "1" else f"logits * {by}",
+    "mask": lambda mask: _MASK_MENDS.get(mask, f"the mask that {mask} is"),
+    "bias": lambda bias: f"logits + {bias}" if bias else "no bias",
+    "rotary": lambda kind: _ROTARY_MENDS.get(kind, "no rotary positions"),
+    "frequencies": lambda name: f"angles of {_frequencies(name)}",
+    "softmax": lambda axis: f"jax.nn.softmax over the axis of the {axis}",
+}
+_MASK_MENDS = {
+    "everything": "no mask",
+    "causal": "jnp.where(jnp.tril(jnp.ones((time, time), bool)), logits, -jnp.inf)",
+}
+_ROTARY_MENDS = {
+    "halves": "a, b = jnp.split(x, 2, -1); jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)",
+    "neighbours": "a, b = x[..., ::2], x[..., 1::2]; "
+    "jnp.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape)",
+}
+
+
 def described(way: Attention) -> str:
     """A whole way, short.
 

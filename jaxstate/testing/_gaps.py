@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.errors import quoted
 from jaxstate.testing._align import Match
 from jaxstate.testing._attention_causes import attention_causes
 from jaxstate.testing._calls import Call
@@ -22,7 +21,7 @@ from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._rewrites import ACTIVATIONS, Met, activations, rewrites, rewriting
 from jaxstate.testing._stand_ins import activation_calls, computed, standing_in
 from jaxstate.testing._torch_side import Watch, watched
-from jaxstate.testing._weights import wrong_entries
+from jaxstate.testing._weights import guessed_between, held_between
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,15 +122,13 @@ def _stood_in(gap: Gap) -> Iterator[tuple[str, str, Callable[[], np.ndarray | No
         yield says, ACTIVATIONS.get(theirs, theirs), partial(_again, gap, context)
 
 
-def _other_weights(gap: Gap, rtol: float) -> list[Cause]:
-    """Weights of modules that cannot be watched, as of layers in a scan."""
-    wrong, port = wrong_entries(gap.run), gap.run.port
-    if not wrong:
-        return []
-    again = lambda: _met(watched(with_entries(port.theirs, wrong), port.run_torch), gap.layer)  # noqa: E731
-    says = f"holds other weights: {quoted(wrong)}"
-    mend = "js.load_state_dict(model, torch_module.state_dict(), binding)"
-    return [*confirmed([(says, mend, again)], gap.ours, error_of(gap.match), rtol, gap.order)]
+def _other_weights(gap: Gap, rtol: float) -> tuple[Cause, ...]:
+    """Weights of modules that cannot be watched, as of layers in a scan, and of tables that none holds."""
+    port = gap.run.port
+    again = lambda entries: _met(watched(with_entries(port.theirs, entries), port.run_torch), gap.layer)  # noqa: E731
+    held = (*held_between(gap.run), *guessed_between(gap.run))
+    tries = ((says, mend, partial(again, entries)) for says, mend, entries in held)
+    return confirmed(tries, gap.ours, error_of(gap.match), rtol, gap.order)
 
 
 def _again(gap: Gap, context: Callable[[Callable[[], bool]], Any]) -> np.ndarray | None:
