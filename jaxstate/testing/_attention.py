@@ -91,7 +91,9 @@ def attended(way: Attention, seen: Recorded) -> np.ndarray:
     query, key, value = (a.astype(np.float64) for a in seen.readings[way.reading])
     depth = query.shape[-1] // way.heads
     own = key.shape[-1] // depth
-    query, key = (turned(divided(a, n, way.split), way, seen) for a, n in ((query, way.heads), (key, own)))
+    query, key = divided(query, way.heads, way.split), divided(key, own, way.split)
+    query = query if "keys alone" in way.rotary else turned(query, way, seen)
+    key = key if "queries alone" in way.rotary else turned(key, way, seen)
     key, value = (shared(a, way.heads // own, way.groups) for a in (key, divided(value, own, way.split)))
     with np.errstate(invalid="ignore", over="ignore"):
         logits = query @ key.swapaxes(-1, -2) * scale(way, depth) + added(way, seen, query, key)

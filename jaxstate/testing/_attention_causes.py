@@ -91,11 +91,9 @@ def _of_jax(layer: Layer, seen: Recorded, way: Attention, rtol: float) -> tuple[
 def _try(way: Attention, other: Attention, seen: Recorded) -> tuple[str, str, Callable[[], np.ndarray]]:
     names = [name for name in vars(way) if getattr(way, name) != getattr(other, name)]
     ours, theirs = (", ".join(does(name, getattr(w, name)) for name in names) for w in (other, way))
-    return (
-        f"{ours}, and torch {theirs}; torch attends with {described(way)}",
-        f"what {theirs}",
-        (lambda: attended(other, seen)),
-    )
+    mend = "; ".join(_MENDS[name](getattr(way, name)) for name in names)
+    says = f"{ours}, and torch {theirs}; torch attends with {described(way)}"
+    return says, mend, lambda: attended(other, seen)
 
 
 def _one(way: Attention, seen: Recorded) -> Iterator[dict[str, Any]]:
@@ -111,10 +109,11 @@ def _two(way: Attention, seen: Recorded) -> Iterator[dict[str, Any]]:
 
 def _choices_of_jax(way: Attention, seen: Recorded) -> Choices:
     """What may be decided otherwise, likely things first."""
-    kinds = ("nothing", "halves", "neighbours", "halves, backwards", "neighbours, backwards")
+    kinds = ("halves", "neighbours")
+    odd = (f"{kind}, {how}" for how in ("backwards", "of queries alone", "of keys alone") for kind in kinds)
     wild = [f"{name} the other way" for name, a in seen.masks.items() if (a < FAR).any()]
     return {
-        "rotary": kinds,
+        "rotary": ("nothing", *kinds, *odd),
         "mask": (
             *MASKS,
             *seen.masks,

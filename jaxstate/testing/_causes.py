@@ -38,6 +38,17 @@ def proportional(match: Match | None, rtol: float) -> list[Cause]:
     return [Cause(f"has {factor:.7g} times torch's values here", f"a factor of {1 / factor:.7g}", remains)]
 
 
+def shifted(match: Match | None) -> list[Cause]:
+    """JAX reads indices that count from another number."""
+    if match is None or match.theirs.dtype.kind not in "iu" or match.ours.dtype.kind not in "iu":
+        return []
+    apart = np.unique(match.ours.astype(np.int64) - match.theirs)
+    if apart.size != 1 or apart[0] == 0:
+        return []
+    says = f"reads indices that are {abs(apart[0])} {'more' if apart[0] > 0 else 'less'} than torch's"
+    return [Cause(says, f"indices {-apart[0]:+d}", 0.0)]
+
+
 def confirmed(
     tries: Iterable[tuple[str, str, Callable[[], np.ndarray | None]]],
     ours: np.ndarray | None,

@@ -15,13 +15,23 @@ import numpy as np
 from jaxstate.testing._align import Match
 from jaxstate.testing._attention_causes import attention_causes
 from jaxstate.testing._calls import Call
-from jaxstate.testing._causes import LESS, Cause, best_first, confirmed, error_of, proportional, tried
+from jaxstate.testing._causes import (
+    LESS,
+    Cause,
+    best_first,
+    confirmed,
+    error_of,
+    proportional,
+    shifted,
+    tried,
+)
 from jaxstate.testing._experiments import with_entries
 from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._rewrites import ACTIVATIONS, Met, activations, rewrites, rewriting
 from jaxstate.testing._stand_ins import activation_calls, computed, standing_in
 from jaxstate.testing._torch_side import Watch, watched
 from jaxstate.testing._weights import guessed_between, held_between
+from jaxstate.testing._wiring import GATED, PLAIN, wiring_causes
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +107,16 @@ def _widened(gap: Gap) -> Gap | None:
 
 
 def _causes(gap: Gap, rtol: float) -> tuple[Cause, ...]:
-    found = [*proportional(gap.match, rtol), *_other_weights(gap, rtol)]
-    found += attention_causes(gap.run, gap.layer, rtol) or _rewritten(gap, rtol)
-    return best_first(found) or confirmed(_stood_in(gap), gap.ours, error_of(gap.match), rtol, gap.order)
+    run, layer, first = gap.run, gap.layer, [*shifted(gap.match), *proportional(gap.match, rtol)]
+    first += _other_weights(gap, rtol)
+    found = (
+        wiring_causes(run, layer, rtol, PLAIN) or attention_causes(run, layer, rtol) or _rewritten(gap, rtol)
+    )
+    return (
+        best_first([*first, *found])
+        or confirmed((*_skipped(gap), *_stood_in(gap)), gap.ours, error_of(gap.match), rtol, gap.order)
+        or wiring_causes(run, layer, rtol, GATED)
+    )
 
 
 def _rewritten(gap: Gap, rtol: float) -> Iterator[Cause]:
@@ -120,6 +137,15 @@ def _stood_in(gap: Gap) -> Iterator[tuple[str, str, Callable[[], np.ndarray | No
         says = f"computes {words} where torch's {calls[0].kind} computes {theirs}"
         context = partial(standing_in, gap.run.port.theirs, calls, function)
         yield says, ACTIVATIONS.get(theirs, theirs), partial(_again, gap, context)
+
+
+def _skipped(gap: Gap) -> Iterator[tuple[str, str, Callable[[], np.ndarray | None]]]:
+    """Layers that torch calls and JAX, which has them, never does."""
+    called = {call.name for call in gap.run.ours_calls}
+    paths = {pair.name: pair.module.path for pair in gap.run.pairs if pair.is_layer}
+    for call in [c for c in gap.calls if c.name in paths and paths[c.name] not in called]:
+        context = partial(standing_in, gap.run.port.theirs, [call], lambda x: x)
+        yield f'never calls "{call.name}"', f"x = model.{paths[call.name]}(x)", partial(_again, gap, context)
 
 
 def _other_weights(gap: Gap, rtol: float) -> tuple[Cause, ...]:

@@ -58,6 +58,11 @@ class Run:
         return watched(self.port.theirs, self.port.run_torch)
 
     @cached_property
+    def ours_calls(self) -> list[Call]:
+        """All of JAX's calls."""
+        return self.port.side.watched(self.port.ours, self.port.run_jax)
+
+    @cached_property
     def pairs(self) -> list[Pair]:
         """The modules that are one."""
         port, entries = self.port, self.entries
@@ -68,7 +73,7 @@ class Run:
     @cached_property
     def layers(self) -> list[Layer]:
         """Calls of layers that both sides made."""
-        ours = {(c.name, c.number): c for c in self.port.side.watched(self.port.ours, self.port.run_jax)}
+        ours = {(c.name, c.number): c for c in self.ours_calls}
         pairs = {pair.name: pair for pair in self.pairs if pair.is_layer}
         return [
             self._layer(pairs[call.name], call, other, position)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from miscalls import ATTENTIONS, BLOCKS, MASKS, OWN, blocks
 from rights import Right
 
 import jaxstate as js
@@ -34,6 +35,7 @@ class Mutation:
         file: the file that was loaded, if it is no file of this model.
         binding: the Binding that its author believes in, if it is another one.
         model: makes the model another one.
+        torch: makes torch's module another one.
         patches: functions that the model's author has otherwise, by where they stand.
         places: torch modules, of which the report must name one; asked of torch if there are none.
         cause: a pattern of words that the report must contain.
@@ -46,13 +48,14 @@ class Mutation:
     file: State | None = None
     binding: js.Binding | None = None
     model: Callable[[nnx.Module], None] | None = None
+    torch: Callable[[Any], Any] | None = None
     patches: Mapping[str, Any] = field(default_factory=dict)
     places: tuple[str, ...] = ()
 
 
 def mutations(right: Right) -> Iterator[Mutation]:
     """Every mistake that can be made in a twin: of the file, of the Binding, of the model."""
-    for family in (*OF_FILES, *OF_BINDINGS, *OF_WEIGHTS, *OF_MODELS):
+    for family in (*OF_FILES, *OF_BINDINGS, *OF_WEIGHTS, *OF_MODELS, *OF_CALLS, *OF_MODES):
         yield from family(right)
 
 
@@ -364,6 +367,75 @@ PLACES = {
     if not (name == "t5" and family in ("another number of heads", "logits not scaled"))  # T5 scales nothing
     and not (name == "llama" and family == "another number of heads")  # its heads are in groups
 }
+
+
+def _attentions(right: Right) -> Iterator[Mutation]:
+    """Decisions in the functions that all twins with attention share."""
+    for kind, rows in (("attend", ATTENTIONS), ("causal", MASKS)):
+        places = FIRST["attention" if kind == "attend" else "causal"]
+        target = f"{right.name}_twin.{kind}"
+        for family, function, cause in rows if right.name in places and right.uses(target) else ():
+            if not (right.name == "t5" and "scaled" in family):  # T5 scales nothing
+                yield Mutation(
+                    family, target, cause, patches={target: function}, places=(places[right.name],)
+                )
+
+
+def _miscalled(right: Right) -> Iterator[Mutation]:
+    own = ((f, f"{right.name}_twin.{to}", *rest) for f, to, *rest in OWN.get(right.name, ()))
+    for family, target, function, place, cause in (
+        *(blocks(right.name) if right.name in BLOCKS else ()),
+        *own,
+    ):
+        yield Mutation(family, target, cause, patches={target: function}, places=(place,))
+
+
+OF_CALLS = (_attentions, _miscalled)
+
+
+# Models in the wrong mode.
+
+
+def _drawing(right: Right) -> Iterator[Mutation]:
+    """Dropout that is active: a model left in training mode, on either side."""
+    if any(getattr(m, "p", 0) and "Dropout" in type(m).__name__ for m in right.theirs.modules()):
+        yield Mutation("torch left in training mode", "dropout", "training mode", torch=lambda m: m.train())
+    for path in [p for p, m in nnx.iter_modules(right.model) if type(m) is nnx.Dropout]:
+        name = ".".join(map(str, path))
+        change = _set(name, deterministic=False)
+        yield Mutation("dropout active", name, "draws at random", model=change)
+
+
+def _training(right: Right) -> Iterator[Mutation]:
+    """Every batch norm of a side in training mode."""
+    norms = [path for path, m in right.layers if type(m) is nnx.BatchNorm]
+    if norms and right.name in ("resnet", "unet"):
+        place = (right.names[norms[0]],)
+        yield Mutation("torch left in training mode", "norms", "statistics", torch=_train_norms, places=place)
+        change = lambda model: model.train()  # noqa: E731
+        yield Mutation("JAX left in training mode", "norms", "batch statistics", model=change, places=place)
+
+
+def _train_norms(module: Any) -> None:
+    for sub in module.modules():
+        sub.train("BatchNorm" in type(sub).__name__)
+
+
+def _states(right: Right) -> Iterator[Mutation]:
+    """An LSTM's functions in each other's place; pads of a transposed convolution at the other end."""
+    for path in [p for p, m in nnx.iter_modules(right.model) if isinstance(m, nnx.OptimizedLSTMCell)][:1]:
+        name = ".".join(map(str, path))
+        for family, changes in (
+            ("tanh and sigmoid swapped", dict(gate_fn=nnx.tanh, activation_fn=nnx.sigmoid)),
+            ("gates of tanh", dict(gate_fn=nnx.tanh)),
+        ):
+            yield Mutation(family, name, "tanh", model=_set(name, **changes), places=("lstm",))
+    for path in [p for p, m in right.layers if type(m) is nnx.ConvTranspose][:1]:
+        change = _set(path, padding=[(2, 0), (0, 2)])
+        yield Mutation("pads at the other end", path, "padding", model=change, places=(right.names[path],))
+
+
+OF_MODES = (_drawing, _training, _states)
 
 OF_MODELS = (_eps, _convolved, _statistics, _patched)
 
