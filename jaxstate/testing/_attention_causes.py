@@ -6,7 +6,7 @@ been computed on both sides.
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations, permutations, product
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 from jaxstate.testing._align import best_match
 from jaxstate.testing._attention import FAR, Arrays, Attention, Recorded, attended, fits
 from jaxstate.testing._calls import Call
-from jaxstate.testing._causes import Cause, confirmed, error_of
+from jaxstate.testing._causes import RECOMPUTED, Cause, confirmed, error_of
 from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._weights import DEPTHS, HEADS, nearest
 
@@ -72,27 +72,42 @@ def _choices_of_torch(run: Run, layer: Layer, seen: Recorded) -> Choices:
         "heads": [said] if said else divisors(width),
         "rotary": ("nothing", "halves", "neighbours"),
         "frequencies": (*seen.frequencies, "10000"),
-        "bias": ("", *seen.masks, "alibi"),
-        "mask": (*MASKS, *seen.masks),
+        "bias": ("", *_told(seen, False), "alibi"),
+        "mask": (*MASKS, *_told(seen, True)),
         "scale": [*SCALES, *([repr(scaling)] if scaling else [])],
     }
 
 
 def _of_jax(layer: Layer, seen: Recorded, way: Attention, rtol: float) -> tuple[Cause, ...]:
-    before = error_of(layer.input)
+    before, sure = error_of(layer.input), _determined(way, layer, seen, rtol)
     for changes in (_one(way, seen), _two(way, seen)):
         others = (replace(way, **change) for change in changes)
-        tries = (_try(way, other, seen) for other in others if fits(other, seen))
+        tries = (_try(way, other, seen, sure) for other in others if fits(other, seen))
         if found := confirmed(tries, layer.ours.input, before, rtol, layer.order):
-            return found
+            return tuple(replace(cause, how=RECOMPUTED) for cause in found)
     return ()
 
 
-def _try(way: Attention, other: Attention, seen: Recorded) -> tuple[str, str, Callable[[], np.ndarray]]:
+def _determined(way: Attention, layer: Layer, seen: Recorded, rtol: float) -> frozenset[str]:
+    """The decisions of which no other one reproduces torch as well, as where all queries are zero."""
+    first, theirs = seen.of_first(), layer.theirs.input
+    if theirs is None:
+        return frozenset()
+    others = (
+        (name, replace(way, **{name: value})) for change in _one(way, seen) for name, value in change.items()
+    )
+    return frozenset(vars(way)) - {
+        name for name, other in others if _is_right(other, first, theirs[:1], rtol)
+    }
+
+
+def _try(
+    way: Attention, other: Attention, seen: Recorded, sure: frozenset[str]
+) -> tuple[str, str, Callable[[], np.ndarray]]:
     names = [name for name in vars(way) if getattr(way, name) != getattr(other, name)]
     ours, theirs = (", ".join(does(name, getattr(w, name)) for name in names) for w in (other, way))
     mend = "; ".join(_MENDS[name](getattr(way, name)) for name in names)
-    says = f"{ours}, and torch {theirs}; torch attends with {described(way)}"
+    says = f"{ours}, and torch {theirs}; torch attends with {described(way, sure)}"
     return says, mend, lambda: attended(other, seen)
 
 
@@ -111,13 +126,13 @@ def _choices_of_jax(way: Attention, seen: Recorded) -> Choices:
     """What may be decided otherwise, likely things first."""
     kinds = ("halves", "neighbours")
     odd = (f"{kind}, {how}" for how in ("backwards", "of queries alone", "of keys alone") for kind in kinds)
-    wild = [f"{name} the other way" for name, a in seen.masks.items() if (a < FAR).any()]
+    hiding = _told(seen, True)
     return {
         "rotary": ("nothing", *kinds, *odd),
         "mask": (
             *MASKS,
-            *seen.masks,
-            *wild,
+            *hiding,
+            *(f"{name} the other way" for name in hiding),
             "causal the other way",
             "causal the other way, of -inf",
             "causal without the diagonal",
@@ -127,11 +142,16 @@ def _choices_of_jax(way: Attention, seen: Recorded) -> Choices:
         "merge": ("(time, depth, heads)", "(heads, time, depth)"),
         "groups": ("tiled",),
         "scale": (*SCALES, "sqrt(depth)"),
-        "bias": ("", *seen.masks, "alibi, growing", "alibi, from 0", "alibi"),
+        "bias": ("", *_told(seen, False), "alibi, growing", "alibi, from 0", "alibi"),
         "reading": [*seen.readings],
         "frequencies": ("10000", "500000", "1000000", *seen.frequencies) if way.rotary != "nothing" else (),
         "softmax": ("queries", "heads", "nothing"),
     }
+
+
+def _told(seen: Recorded, hiding: bool) -> list[str]:
+    """The arrays among arguments and results that hide something, or those that do not."""
+    return [name for name, array in seen.masks.items() if bool((array < FAR).any()) == hiding]
 
 
 def does(name: str, value: Any) -> str:
@@ -140,7 +160,11 @@ def does(name: str, value: Any) -> str:
 
 
 def _attends(mask: str) -> str:
-    words = {"everything": "to everything", "causal": "causally"}
+    words = {
+        "everything": "to everything",
+        "causal": "causally",
+        "causal without the diagonal": "causally, and not to the position itself",
+    }
     if mask.startswith("causal the other way"):
         return "to what comes later: it reads the mask the other way"
     return words.get(mask, f"as {mask} says")
@@ -159,8 +183,10 @@ _WORDS: Mapping[str, Callable[[Any], str]] = {
     "scale": lambda by: "does not scale the logits" if by == "1" else f"scales the logits by {by}",
     "mask": lambda mask: f"attends {_attends(mask)}",
     "bias": lambda bias: f"adds {bias or 'no bias'} to the logits",
-    "rotary": lambda kind: f"turns {kind} by rotary positions",
-    "frequencies": lambda name: f"turns them by {_frequencies(name)}",
+    "rotary": lambda kind: (
+        f"has {'no rotary positions' if kind == 'nothing' else f'rotary positions of {kind}'}"
+    ),
+    "frequencies": lambda name: f"has rotary positions with {_frequencies(name)}",
     "softmax": lambda axis: f"takes the softmax over the {axis}",
 }
 
@@ -191,16 +217,20 @@ _ROTARY_MENDS = {
 }
 
 
-def described(way: Attention) -> str:
-    """A whole way, short.
+def described(way: Attention, sure: Collection[str]) -> str:
+    """A whole way, as far as one is sure of it, short.
 
-    >>> described(Attention(4, mask="causal", rotary="halves"))
-    '4 heads, rotary of halves, causal, scaled by 1 / sqrt(depth)'
+    >>> described(Attention(4, mask="causal", rotary="halves"), ("heads", "rotary", "mask"))
+    '4 heads, rotary of halves, causal'
     """
-    rotary = "" if way.rotary == "nothing" else f"rotary of {way.rotary}"
-    scaled = "not scaled" if way.scale == "1" else f"scaled by {way.scale}"
-    parts = (f"{way.heads} heads", rotary, way.bias, "" if way.mask == "everything" else way.mask, scaled)
-    return ", ".join(part for part in parts if part)
+    words = {
+        "heads": f"{way.heads} heads",
+        "rotary": "" if way.rotary == "nothing" else f"rotary of {way.rotary}",
+        "bias": way.bias,
+        "mask": "" if way.mask == "everything" else way.mask,
+        "scale": "not scaled" if way.scale == "1" else f"scaled by {way.scale}",
+    }
+    return ", ".join(said for name, said in words.items() if said and name in sure)
 
 
 def divisors(width: int) -> list[int]:

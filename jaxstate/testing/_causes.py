@@ -10,16 +10,25 @@ from jaxstate.testing._align import Match, best_match
 from jaxstate.testing._distance import distance
 
 ROUNDING = 5e-8
+RECOMPUTED = "recomputed from what both recorded"
 LESS = 4  # an experiment succeeds if the difference gets this many times smaller
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A mistake that was reproduced: what JAX does, what puts it right, the difference that then remains."""
+    """A mistake that was reproduced.
+
+    Attributes:
+        says: what JAX does, as the end of a sentence.
+        mend: what puts it right.
+        remains: the difference between JAX and the reproduction, of the scale.
+        how: it was reproduced.
+    """
 
     says: str
     mend: str
     remains: float
+    how: str = "tried in torch"
 
 
 def error_of(match: Match | None) -> float:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxstate.testing._align import best_match
 from jaxstate.testing._arrays import floating
 from jaxstate.testing._calls import Call
-from jaxstate.testing._causes import Cause, error_of
+from jaxstate.testing._causes import RECOMPUTED, Cause, error_of
 from jaxstate.testing._distance import distance
 from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._mixtures import Source, fitting, gated, joined, mixed, pooled, summed
@@ -39,29 +39,24 @@ def wiring_causes(run: Run, layer: Layer | None, rtol: float, wiring: Wiring) ->
     """What JAX's layer reads in place of what torch's reads, if both can be told."""
     if layer is None or layer.ours.input is None or layer.theirs.input is None:
         return ()
-    agreeing = _agreeing(run, rtol)
-    ours = found_in(sources(_before_in_jax(run, layer), agreeing), layer.ours.input, rtol, wiring)
-    before = [c for c in run.calls[: layer.position] if c.name in agreeing]
-    theirs = ours and found_in(sources(before, agreeing), layer.theirs.input, rtol, wiring)
+    layers = frozenset(pair.name for pair in run.pairs if pair.is_layer)
+    known = (layers, _agreeing(run, rtol))
+    ours = found_in(sources(_before_in_jax(run, layer), *known), layer.ours.input, rtol, wiring)
+    theirs = ours and found_in(sources(run.calls[: layer.position], *known), layer.theirs.input, rtol, wiring)
     if ours is None or theirs is None or ours.words == theirs.words:
         return ()
     remains = distance(layer.ours.input, ours.array).relative
-    return (Cause(f"reads {ours.words}, and torch {theirs.words}", f"let it read {theirs.words}", remains),)
+    says, mend = f"reads {ours.words}, and torch {theirs.words}", f"let it read {theirs.words}"
+    return (Cause(says, mend, remains, RECOMPUTED),)
 
 
 def _agreeing(run: Run, rtol: float) -> frozenset[str]:
-    """Modules that mean the same on both sides: layers, and what holds layers and returns the same."""
-    theirs = {call.name: call for call in run.calls}
-    ours = {call.name: call for call in run.ours_calls}
-    wider = [(pair.name, pair.module.path) for pair in run.pairs if not pair.is_layer]
-    same = (
-        name
-        for name, path in wider
-        if name in theirs
-        and path in ours
-        and error_of(best_match(theirs[name].output, ours[path].output)) <= rtol
-    )
-    return frozenset([*(pair.name for pair in run.pairs if pair.is_layer), *same])
+    """What holds layers and returns the same on both sides."""
+    theirs = {call.name: call.output for call in run.calls}
+    ours = {call.name: call.output for call in run.ours_calls}
+    pairs = [(pair.name, pair.module.path) for pair in run.pairs if not pair.is_layer]
+    matches = ((name, best_match(theirs.get(name), ours.get(path))) for name, path in pairs)
+    return frozenset(name for name, match in matches if error_of(match) <= rtol)
 
 
 def _before_in_jax(run: Run, layer: Layer) -> list[Call]:
@@ -73,14 +68,26 @@ def _before_in_jax(run: Run, layer: Layer) -> list[Call]:
     return [Call(names.get(c.name, c.name), c.kind, c.number, c.inputs, c.outputs) for c in outside]
 
 
-def sources(calls: Sequence[Call], known: frozenset[str]) -> list[Source]:
-    """What calls of known modules, and of those inside them, read and returned: each once, latest first."""
-    inside = tuple(f"{name}." for name in known if name)
+def sources(calls: Sequence[Call], layers: frozenset[str], wider: frozenset[str]) -> list[Source]:
+    """What calls read and returned, each once, the latest first.
+
+    Args:
+        layers: of these, and of what is inside them.
+        wider: and of these alone.
+    """
+    inside, known = tuple(f"{name}." for name in layers), layers | wider
+    own = _once([c for c in calls if c.name in known])
+    deeper = _once([c for c in calls if c.name.startswith(inside) and c.name not in known])
+    hidden = [source for key, source in deeper.items() if key not in own]
+    return [*reversed(own.values()), *reversed(hidden)]
+
+
+def _once(calls: Sequence[Call]) -> dict[tuple[tuple[int, ...], bytes], Source]:
+    """Each array under its first name."""
     found: dict[tuple[tuple[int, ...], bytes], Source] = {}
-    for call in calls:
-        for source in _sides(call) if call.name in known or call.name.startswith(inside) else ():
-            found.setdefault((source.array.shape, source.array.tobytes()), source)
-    return [*found.values()][::-1]
+    for source in (source for call in calls for source in _sides(call)):
+        found.setdefault((source.array.shape, source.array.tobytes()), source)
+    return found
 
 
 def _sides(call: Call) -> Iterator[Source]:
