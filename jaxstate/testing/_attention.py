@@ -13,7 +13,8 @@ import numpy as np
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # of queries, keys and values: (batch, time, features)
 
-FAR = -1e30  # what finite masks add, or more
+FAR = -1e30  # what a finite mask adds where it hides
+HIDDEN = -1e3  # and at most that, of any library: 10000, 1e9, the least float
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,17 @@ class Recorded:
 
 
 def fits(way: Attention, seen: Recorded) -> bool:
-    """True if the features divide into so many heads, and as many for the keys as a head's depth says."""
+    """True if the features divide into so many heads, the keys' too, and what was recorded is for as many."""
     query, key, value = seen.readings[way.reading]
     depth, rest = divmod(query.shape[-1], way.heads)
     if rest or key.shape[-1] % depth or value.shape[-1] % (key.shape[-1] // depth):
         return False
     turned = 2 * len(frequencies(way, depth, seen)) if way.rotary != "nothing" else 0
-    return way.heads % (key.shape[-1] // depth) == 0 and turned <= depth
+    masks = [
+        seen.masks[name] for name in (way.bias, way.mask.removesuffix(" the other way")) if name in seen.masks
+    ]
+    own = all(mask.shape[1] in (1, way.heads) for mask in masks)
+    return own and way.heads % (key.shape[-1] // depth) == 0 and turned <= depth
 
 
 def attended(way: Attention, seen: Recorded) -> np.ndarray:
@@ -165,21 +170,23 @@ def added(way: Attention, seen: Recorded, query: np.ndarray, key: np.ndarray) ->
         "causal the other way, of -inf": np.where(visible, -np.inf, 0.0),
         "causal without the diagonal": np.where(visible & ~np.eye(time, length, dtype=bool), 0.0, FAR),
     }
-    return (masks[way.mask] if way.mask in masks else _recorded(way.mask, seen)) + _bias(way, seen, length)
+    return (masks[way.mask] if way.mask in masks else _recorded(way.mask, seen)) + _bias(
+        way, seen, time, length
+    )
 
 
 def _recorded(name: str, seen: Recorded) -> np.ndarray:
     inverted = name.endswith(" the other way")
     mask = seen.masks[name.removesuffix(" the other way")].astype(np.float64)
-    return np.where(mask < FAR, 0.0, FAR) if inverted else mask
+    return np.where(mask < HIDDEN, 0.0, FAR) if inverted else mask
 
 
-def _bias(way: Attention, seen: Recorded, length: int) -> Any:
+def _bias(way: Attention, seen: Recorded, time: int, length: int) -> Any:
     if not way.bias.startswith("alibi"):
         return seen.masks[way.bias].astype(np.float64) if way.bias else 0.0
     numbers = np.arange(way.heads) + (0 if "from 0" in way.bias else 1)
     slopes = 2.0 ** (-8 * numbers / way.heads) * (-1 if "growing" in way.bias else 1)
-    return slopes[:, None, None] * np.arange(length)  # less the query's own position, which softmax forgets
+    return slopes[:, None, None] * (np.arange(length) - np.arange(time)[:, None])
 
 
 def softmax(logits: np.ndarray, over: str) -> np.ndarray:

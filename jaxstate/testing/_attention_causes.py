@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxstate.testing._align import best_match
-from jaxstate.testing._attention import FAR, Arrays, Attention, Recorded, attended, fits
+from jaxstate.testing._attention import FAR, HIDDEN, Arrays, Attention, Recorded, attended, fits
 from jaxstate.testing._calls import Call
 from jaxstate.testing._causes import RECOMPUTED, Cause, confirmed, error_of
 from jaxstate.testing._layers import Layer, Run
@@ -23,7 +23,6 @@ from jaxstate.testing._weights import DEPTHS, HEADS, nearest
 MASKS = ("causal", "everything")
 SCALES = ("1 / sqrt(depth)", "1", "1 / depth", "1 / sqrt(features)")
 PLAIN = "query, key, value"
-EACH = "of each head side by side"
 MOST_ROUNDS = 3  # modules around the output projection in which its queries, keys and values are looked for
 
 Choices = Mapping[str, Sequence[Any]]
@@ -151,7 +150,7 @@ def _choices_of_jax(way: Attention, seen: Recorded) -> Choices:
 
 def _told(seen: Recorded, hiding: bool) -> list[str]:
     """The arrays among arguments and results that hide something, or those that do not."""
-    return [name for name, array in seen.masks.items() if bool((array < FAR).any()) == hiding]
+    return [name for name, array in seen.masks.items() if bool((array < HIDDEN).any()) == hiding]
 
 
 def does(name: str, value: Any) -> str:
@@ -302,10 +301,14 @@ def _fused(array: np.ndarray, width: int, heads: int) -> dict[str, Arrays]:
     """All blocks in one array: one after the other, or for each head anew."""
     rest = (array.shape[-1] - width) // 2
     found = _orders(np.split(array, (width, width + rest), -1))
-    if heads > 1 and rest == width and width % heads == 0:
-        parts = np.moveaxis(array.reshape(*array.shape[:2], heads, 3, -1), 3, 0)
-        found |= {f"{words} {EACH}": row for words, row in _orders([_flat(part) for part in parts]).items()}
-    return found
+    if heads < 2 or rest != width or width % heads:
+        return found
+    parts = np.moveaxis(array.reshape(*array.shape[:2], heads, 3, -1), 3, 0)
+    each = _orders([_flat(part) for part in parts])
+    return {
+        **{f"{words}, one after the other": row for words, row in found.items()},
+        **{f"{words}, side by side in each head": row for words, row in each.items()},
+    }
 
 
 def _masks(run: Run, layer: Layer, readings: Mapping[str, Arrays]) -> Iterator[tuple[str, np.ndarray]]:
@@ -316,7 +319,15 @@ def _masks(run: Run, layer: Layer, readings: Mapping[str, Arrays]) -> Iterator[t
     calls = [c for c in run.calls[layer.position :] if c.name in around and c.number == layer.theirs.number]
     for name, array in ((n, a) for c in calls[:1] for n, a in _given(c)):
         if array.ndim == 4 and array.shape[-2:] == shape and array.shape[0] in (1, query.shape[0]):
-            yield name, np.where(array, 0.0, 2 * FAR) if array.dtype == bool else array
+            added = np.where(array, 0.0, 2 * FAR) if array.dtype == bool else array
+            if not _is_causal(added):
+                yield name, added
+
+
+def _is_causal(mask: np.ndarray) -> bool:
+    """True for a mask that hides what comes later and does nothing else, which has a word of its own."""
+    hidden = mask < HIDDEN
+    return bool(np.all(hidden == ~np.tri(*mask.shape[-2:], dtype=bool)) and np.all(mask[~hidden] == 0))
 
 
 def _given(call: Call) -> Iterable[tuple[str, np.ndarray]]:

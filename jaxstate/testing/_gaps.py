@@ -86,8 +86,9 @@ class Gap:
 
 def causes_in(gap: Gap, rtol: float) -> tuple[Cause, ...]:
     """The mistakes in a gap that reproduce what JAX has at its end."""
-    found = _causes(gap, rtol)
-    return found or (_causes(wide, rtol) if (wide := _widened(gap)) else ())
+    wide = _widened(gap)
+    found = _causes(gap, rtol) or (_causes(wide, rtol) if wide else ())
+    return found or wiring_causes(gap.run, gap.layer, rtol, GATED)
 
 
 def modules_in(gap: Gap) -> tuple[str, ...]:
@@ -107,16 +108,13 @@ def _widened(gap: Gap) -> Gap | None:
 
 
 def _causes(gap: Gap, rtol: float) -> tuple[Cause, ...]:
-    run, layer, first = gap.run, gap.layer, [*shifted(gap.match), *proportional(gap.match, rtol)]
-    first += _other_weights(gap, rtol)
+    run, layer = gap.run, gap.layer
+    first = [*shifted(gap.match), *proportional(gap.match, rtol), *_other_weights(gap, rtol)]
     found = (
         wiring_causes(run, layer, rtol, PLAIN) or attention_causes(run, layer, rtol) or _rewritten(gap, rtol)
     )
-    return (
-        best_first([*first, *found])
-        or confirmed((*_skipped(gap), *_stood_in(gap)), gap.ours, error_of(gap.match), rtol, gap.order)
-        or wiring_causes(run, layer, rtol, GATED)
-    )
+    tries = (*_skipped(gap), *_stood_in(gap))
+    return best_first([*first, *found]) or confirmed(tries, gap.ours, error_of(gap.match), rtol, gap.order)
 
 
 def _rewritten(gap: Gap, rtol: float) -> Iterator[Cause]:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxstate.testing._experiments import Suspicion, with_attributes
 from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._recurrences import recurrence_suspicions
+from jaxstate.testing._rows import row_suspicions
 from jaxstate.testing._settings import SAME, eps_name, jax_settings, same_pads, shown, spelled, torch_settings
 from jaxstate.testing._torch_side import arguments_of, called_again, torch
 from jaxstate.testing._weights import held_by_guess, held_otherwise
@@ -28,6 +29,7 @@ def suspicions(run: Run, layer: Layer) -> Iterator[Suspicion]:
     yield from _set_otherwise(layer, module)
     yield from _called_otherwise(layer, module)
     yield from recurrence_suspicions(layer, module)
+    yield from row_suspicions(run, layer)
     if not held:
         yield from held_by_guess(run, layer, module)
 

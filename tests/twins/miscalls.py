@@ -115,6 +115,11 @@ BLOCKS = {  # the class, its parts, and where torch has the first of them
         ("input_layernorm", "self_attn", "post_attention_layernorm", "mlp"),
         "model.layers.0.",
     ),
+    "bloom": (
+        "Block",
+        ("input_layernorm", "self_attention", "post_attention_layernorm", "mlp"),
+        "transformer.h.0.",
+    ),
     "vit": ("Layer", ("layernorm_before", "attention", "layernorm_after", "mlp"), "vit.layers.0."),
 }
 

@@ -180,6 +180,22 @@ def tagger_summed(self, words):
     return self.tag(jnp.concatenate([states[..., half:], states[..., :half]], -1))
 
 
+def bloom_slopes(first=1, sign=1.0):
+    """Slopes that count from another number, or grow with the distance."""
+
+    def slopes(length):
+        rates = sign * 2.0 ** (-8 * (jnp.arange(4) + first) / 4)
+        return rates[:, None, None] * (jnp.arange(length)[None, :] - jnp.arange(length)[:, None])
+
+    return slopes
+
+
+def bloom_blocks(x):
+    """All queries, then all keys, then all values."""
+    return [part.reshape(*part.shape[:-1], 4, -1) for part in jnp.split(x, 3, -1)]
+
+
+BLOOM = "transformer.h.0.self_attention.dense"
 OWN = {
     "gpt2": [
         (
@@ -238,8 +254,14 @@ OWN = {
             "reads the mean of .* torch the first of",
         ),
         ("the last token", "ViT.__call__", vit_last, "classifier", "reads the last of .* torch the first of"),
-        ("class token last", "Embeddings.__call__", vit_token_last, "vit.embeddings", "token"),
-        ("patches by columns", "Patches.__call__", vit_patches_by_columns, "vit.embeddings", "order|columns"),
+        ("class token last", "Embeddings.__call__", vit_token_last, "vit.embeddings", "rows in the order"),
+        (
+            "patches by columns",
+            "Patches.__call__",
+            vit_patches_by_columns,
+            "vit.embeddings",
+            "rows in the order",
+        ),
     ],
     "llama": [
         (
@@ -289,6 +311,12 @@ OWN = {
             "decoder.final_layer_norm",
             "times torch's|mul",
         ),
+    ],
+    "bloom": [
+        ("slopes counted from 0", "slopes", bloom_slopes(first=0), BLOOM, "adds alibi, from 0"),
+        ("slopes the other way", "slopes", bloom_slopes(sign=-1.0), BLOOM, "adds alibi, growing"),
+        ("no slopes", "slopes", lambda length: 0.0, BLOOM, "adds no bias"),
+        ("blocks one after the other", "parted", bloom_blocks, BLOOM, "reads query, key, value, one after"),
     ],
     "whisper": [
         (

@@ -54,12 +54,14 @@ FIRST = {  # where a function is used first
         "vit": "vit.layers.0.attention.o_proj",
         "whisper": "model.encoder.layers.0.self_attn.out_proj",
         "t5": "encoder.block.0.layer.0.SelfAttention.o",
+        "bloom": "transformer.h.0.self_attention.dense",
     },
     "causal": {
         "gpt2": "transformer.h.0.attn.c_proj",
         "llama": "model.layers.0.self_attn.o_proj",
         "whisper": "model.decoder.layers.0.self_attn.out_proj",
         "t5": "decoder.block.0.layer.0.SelfAttention.o",
+        "bloom": "transformer.h.0.self_attention.dense",
     },
     "gelu": {
         "gpt2": "transformer.h.0.mlp.c_proj",
@@ -67,6 +69,7 @@ FIRST = {  # where a function is used first
         "vit": "vit.layers.0.mlp.fc2",
         "convnext": "convnext.encoder.stages.0.layers.0.pwconv2",
         "whisper": "model.encoder.conv2",
+        "bloom": "transformer.h.0.mlp.dense_4h_to_h",
     },
     "silu": {"llama": "model.layers.0.mlp.down_proj"},
     "relu": {
@@ -95,5 +98,5 @@ PLACES = {
     for family, kind in USED.items()
     for name, place in FIRST[kind].items()
     if not (name == "t5" and family in ("another number of heads", "logits not scaled"))  # T5 scales nothing
-    and not (name == "llama" and family == "another number of heads")  # its heads are in groups
+    and not (name in ("llama", "bloom") and family == "another number of heads")  # they have four
 }

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 
-TWINS = ("gpt2", "llama", "bert", "vit", "resnet", "convnext", "t5", "whisper", "tagger", "unet")
+TWINS = ("gpt2", "llama", "bert", "vit", "resnet", "convnext", "t5", "whisper", "bloom", "tagger", "unet")
 FILE = Path(__file__).with_suffix(".json")
 
 

@@ -11,7 +11,7 @@ from twin import built, randomized
 import jaxstate as js
 
 PLAIN = ["tagger", "unet"]
-OF_TRANSFORMERS = ["gpt2", "llama", "bert", "vit", "resnet", "convnext", "t5", "whisper"]
+OF_TRANSFORMERS = ["gpt2", "llama", "bert", "vit", "resnet", "convnext", "t5", "whisper", "bloom"]
 
 
 def rules_by_hand(twin):
