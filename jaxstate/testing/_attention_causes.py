@@ -242,20 +242,22 @@ def divisors(width: int) -> list[int]:
 
 def records(run: Run, layer: Layer) -> Iterator[Recorded]:
     """Queries, keys and values around an output projection, nearest module first."""
-    for prefix in _around(layer.theirs.name):
+    for outer in _around(layer.theirs.name):
         heads = nearest(run.port.theirs, layer.theirs.name, HEADS)
-        readings = readings_of(_calls_in(run, layer, prefix), layer, heads)
+        readings = readings_of(_calls_in(run, layer, outer), layer, heads)
         if readings:
             yield Recorded(readings, dict(_masks(run, layer, readings)), dict(_angles(run)))
 
 
 def _around(name: str) -> Iterator[str]:
+    """The modules around a module, nearest first; "" is the model."""
     parts = name.split(".")[:-1]
-    yield from (".".join(parts[:n]) + "." for n in range(len(parts), max(0, len(parts) - MOST_ROUNDS), -1))
+    yield from (".".join(parts[:n]) for n in range(len(parts), max(-1, len(parts) - MOST_ROUNDS), -1))
 
 
-def _calls_in(run: Run, layer: Layer, prefix: str) -> list[Call]:
+def _calls_in(run: Run, layer: Layer, outer: str) -> list[Call]:
     """The last call of each layer in a module before the output projection."""
+    prefix = f"{outer}." if outer else ""
     before = [c for c in run.calls[: layer.position] if c.name.startswith(prefix)]
     names = {pair.name for pair in run.pairs if pair.is_layer}
     return [*{c.name: c for c in before if c.name in names}.values()]
@@ -315,7 +317,7 @@ def _masks(run: Run, layer: Layer, readings: Mapping[str, Arrays]) -> Iterator[t
     """Arrays of (..., queries, keys) among what the modules around took and gave, as what is added."""
     query, key, _ = next(iter(readings.values()))
     shape = (query.shape[1], key.shape[1])
-    around = tuple(prefix.removesuffix(".") for prefix in _around(layer.theirs.name))
+    around = tuple(_around(layer.theirs.name))
     calls = [c for c in run.calls[layer.position :] if c.name in around and c.number == layer.theirs.number]
     for name, array in ((n, a) for c in calls[:1] for n, a in _given(c)):
         if array.ndim == 4 and array.shape[-2:] == shape and array.shape[0] in (1, query.shape[0]):

@@ -84,7 +84,7 @@ def tried(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an experiment is a misuse, and torch may say so
             result = again()
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError):
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError):
         return np.inf
     match = best_match(result, ours, order)
     return np.inf if match is None else match.distance.relative

@@ -142,7 +142,9 @@ def _attentions() -> Iterator[Rewrite]:
         return func(*args[:3], **{**given, **changes})
 
     def inverted(func: Function, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-        mask = args[3] if len(args) > 3 else kwargs["attn_mask"]
+        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        if mask is None:
+            raise ValueError("there is no mask to read the other way")
         return without(func, args, kwargs, attn_mask=~mask)
 
     told: Mapping[str, tuple[str, Any]] = {
