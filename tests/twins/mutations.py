@@ -15,6 +15,7 @@ from unittest import mock
 import numpy as np
 from flax import nnx
 from miscalls import ATTENTIONS, BLOCKS, MASKS, blocks
+from miscalls_held_out import HELD_OUT
 from miscalls_of_one import OWN
 from misfunctions import FIRST, PATCHES, PLACES
 from rights import Right
@@ -299,6 +300,13 @@ def _miscalled(right: Right) -> Iterator[Mutation]:
 
 
 OF_CALLS = (_attentions, _miscalled)
+
+
+def held_out(right: Right) -> Iterator[Mutation]:
+    """Mistakes that no report was written for."""
+    for family, to, function, place, cause in HELD_OUT.get(right.name, ()):
+        target = "flax.nnx.LayerNorm.__call__" if to is None else f"{right.name}_twin.{to}"
+        yield Mutation(family, target, cause, patches={target: function}, places=(place,))
 
 
 # Models in the wrong mode.
