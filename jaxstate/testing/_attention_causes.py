@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.foreign import as_numpy
 from jaxstate.testing._align import best_match
 from jaxstate.testing._attention import FAR, HIDDEN, Arrays, Attention, Recorded, attended, fits
 from jaxstate.testing._calls import Call
@@ -340,4 +341,4 @@ def _given(call: Call) -> Iterable[tuple[str, np.ndarray]]:
 def _angles(run: Run) -> Iterator[tuple[str, np.ndarray]]:
     for name, buffer in run.port.theirs.named_buffers():
         if name.endswith("inv_freq"):
-            yield name, np.array(buffer)
+            yield name, np.asarray(as_numpy(buffer))

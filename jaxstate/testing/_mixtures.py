@@ -119,7 +119,7 @@ def gated(known: Sequence[Source], read: np.ndarray, rtol: float) -> Iterator[So
 def _activated(source: Source) -> Iterator[Source]:
     tensor = torch().from_numpy(np.array(source.array))
     for words, function in _functions().items():
-        yield Source(f"{words} of {source.words}", np.asarray(function(tensor.clone())))
+        yield Source(f"{words} of {source.words}", function(tensor.clone()).numpy())
 
 
 def _functions() -> Mapping[str, Any]:

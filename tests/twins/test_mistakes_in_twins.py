@@ -14,7 +14,7 @@ from verdicts import verdict  # noqa: E402
 
 RECORD = json.loads(FILE.read_text())
 
-# The layer is named, and no cause: keys and values change places after the keys were turned by their positions.
+# The layer is named, and no cause: keys and values are swapped after the keys were turned by their positions.
 MISSES = ["llama: keys and values swapped: llama_twin.attend: placed"]
 
 
@@ -42,6 +42,21 @@ def test_the_table_names_every_mutation(name):
         warnings.simplefilter("ignore")  # a mistaken model may divide by zero
         word, report = verdict(right(name), chosen)
     assert word == RECORD["twins"][name][f"{chosen.family}: {chosen.what}"], report
+
+
+KINDS = {  # one of each kind of report
+    "llama": "rotary of neighbours",
+    "whisper": "positions off by one",
+    "bloom": "blocks one after the other",
+    "tagger": "gates of tanh",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_lies_between_layers_is_named(name):
+    mutation = next(m for m in mutations(right(name)) if m.family == KINDS[name])
+    word, report = verdict(right(name), mutation)
+    assert word == "named", report
 
 
 @pytest.mark.slow
