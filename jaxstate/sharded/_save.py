@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from jaxstate.adapters import adapter_of
+from jaxstate.apart import Bijection
 from jaxstate.binding import Binding
 from jaxstate.convert import fitting
 from jaxstate.declared import Tied
@@ -18,7 +19,6 @@ from jaxstate.io._dcp_parts import Part, write_index, write_parts
 from jaxstate.io._files import save as save_file
 from jaxstate.io._shards import INDEX, index_content
 from jaxstate.lazy import LazyArray
-from jaxstate.rule import Rule
 from jaxstate.sharded._leaves import gathered, own, shards
 
 MAX_CHUNKS = 256  # that one shard may fall into on torch's side
@@ -85,7 +85,7 @@ def _plan(model: Any, binding: Binding | None) -> Plan:
     if refused := [line for rule in binding.rules for line in rule.refused_leaves(everywhere)]:
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
     here = {path: own(leaf) for path, leaf in leaves.items()}
-    rules = [rule for rule in binding.rules if isinstance(rule, Rule)]
+    rules = [rule for rule in binding.rules if isinstance(rule, Bijection)]
     mine = {key: array for rule in rules for key, array in rule.lazy_state_dict(here).items()}
     chunks = {key: found for rule in rules for key, found in _chunks(rule, leaves).items()}
     for key, to in (pair for rule in binding.rules if isinstance(rule, Tied) for pair in rule.pairs):
@@ -94,7 +94,7 @@ def _plan(model: Any, binding: Binding | None) -> Plan:
     return Plan(binding.lazy_state_dict(everywhere), mine, chunks)
 
 
-def _chunks(rule: Rule, leaves: Mapping[str, Any]) -> dict[str, dict[Any, int]]:
+def _chunks(rule: Bijection, leaves: Mapping[str, Any]) -> dict[str, dict[Any, int]]:
     """The boxes of torch's arrays that the shards of this rule's leaves are, and who has each."""
     found: dict[str, dict[Any, int]] = {key: {} for key in rule.keys}
     for path in rule.paths:
