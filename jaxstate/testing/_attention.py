@@ -62,6 +62,12 @@ class Recorded:
     masks: Mapping[str, np.ndarray] = field(default_factory=dict)
     frequencies: Mapping[str, np.ndarray] = field(default_factory=dict)
 
+    @property
+    def logits(self) -> int:
+        """How many logits each head has."""
+        query, key, _ = next(iter(self.readings.values()))
+        return len(query) * query.shape[1] * key.shape[1]
+
     def of_first(self) -> "Recorded":
         """The same of the first element of the batch, which is enough to refute a way."""
         cut = {words: tuple(a[:1] for a in arrays) for words, arrays in self.readings.items()}
