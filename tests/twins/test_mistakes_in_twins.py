@@ -26,9 +26,9 @@ def test_the_table_is_whole():
 
 
 def test_mistakes_that_nobody_thought_of_are_placed_at_the_least():
-    """Half of them are named; a later report that names more of them may say so here."""
+    """Nearly half of them are named; a later report that names more of them may say so here."""
     held = RECORD["held out"]["summary"]
-    assert held["mutations"] >= 29 and held["named"] >= 13
+    assert held["mutations"] >= 28 and held["named"] >= 13
     assert held["named"] + held["placed"] == held["mutations"]
 
 
