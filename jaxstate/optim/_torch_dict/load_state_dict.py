@@ -112,6 +112,7 @@ def _loaded(
     place: Place,
     is_parted: Callable[[Any], bool],
 ) -> State:
+    _check_counts(state)
     parameters = Parameters.of_state(binding, state)
     osd = with_ids(osd, [group_names(group, parameters) for group in state.param_groups])
     groups = file_groups(state, osd, parameters)
@@ -134,6 +135,15 @@ def _loaded(
     if isinstance(entries, MemoryEntry):
         return entries.loaded(made)
     return _filled(replace(state, param_groups=made), entries, place, is_parted)
+
+
+def _check_counts(state: State) -> None:
+    there = sharding_of(state.step)
+    if there is not None and not (there.is_fully_addressable or there.is_fully_replicated):
+        raise OptimizerError(
+            "have the step counts whole on every process: NamedSharding(mesh, PartitionSpec()) for the "
+            f"template's step, in place of {there}"
+        )
 
 
 def _group(like: ParamGroup, group: FileGroup, algorithm: Algorithm) -> ParamGroup:
