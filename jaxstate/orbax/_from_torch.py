@@ -84,11 +84,13 @@ def from_torch(
     if (opt_state is None) != (osd is None):
         raise CheckpointError("opt_state= is the template of what osd= holds: pass both of them, or neither")
     path, step = new(path), whole(step)
+    binding = bind(model) if binding is None else binding
+    asked = {"optimizer": optimizer, "cast": cast, "label": label, "step": step}
+    if osd is not None:  # what does not fit is said before anything is laid out
+        load_moments(opt_state, osd, binding, _nowhere, _in_parts, **asked)
     place = _placing(_scratch(path, model, opt_state), _block(memory))
     found = moved_in(model, state_dict, binding, place, _in_parts, cast=cast)
     if osd is not None:
-        asked = {"optimizer": optimizer, "cast": cast, "label": label, "step": step}
-        binding = bind(model) if binding is None else binding
         opt_state = load_moments(opt_state, osd, binding, place, _in_parts, **asked)
     training = Training(found, opt_state, step, binding, scheduler, rngs, extra)
     write(path, prepared(training, copy=False))
@@ -111,6 +113,10 @@ def _placing(room: "Scratch", block: int) -> Callable[[Any, Any], np.ndarray]:
         return array
 
     return place
+
+
+def _nowhere(leaf: Any, template: Any) -> Any:
+    return template
 
 
 def _in_parts(template: Any) -> bool:
