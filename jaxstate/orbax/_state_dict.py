@@ -21,7 +21,7 @@ def state_dict(path: str | Path) -> dict[str, Any]:
     Raises:
         CheckpointError: another program's checkpoint; and, when it is read, a leaf that the disk has damaged.
 
-    >>> import tempfile
+    >>> import tempfile, numpy as np
     >>> from jaxstate.binding import Binding, Rule
     >>> from jaxstate.orbax import save
     >>> path, binding = tempfile.mkdtemp() + "/c", Binding((Rule("fc.weight", "w", "i o -> o i"),))

@@ -54,6 +54,7 @@ def save(
         FileError: the folder exists or cannot be written.
 
     >>> import tempfile, jaxstate as js
+    >>> from jaxstate.rule import Rule
     >>> folder, binding = tempfile.mkdtemp() + "/net", Binding((Rule("fc.weight", "w", "i o -> o i"),))
     >>> save({"w": np.arange(6.0).reshape(3, 2)}, folder, binding)
     >>> js.load(folder)["fc.weight"].tolist()
