@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.apart import Bijection
 from jaxstate.errors import FileError, OptimizerError
 from jaxstate.io._nesting import EMPTY, Path, flat
 from jaxstate.lazy import LazyArray
@@ -13,7 +14,6 @@ from jaxstate.optim._nest.site import site_of
 from jaxstate.optim._parameters import Itself, Parameters
 from jaxstate.optim._state import State
 from jaxstate.optim._torch_dict.state_dict import dict_of
-from jaxstate.rule import Rule
 from jaxstate.sharded._leaves import gathered, own, shards
 from jaxstate.sharded._plan import Plan, chunks_of
 
@@ -86,6 +86,6 @@ def _chunks_of(
     for family in [family for family in parameters.families if set(family.paths) <= set(placed)]:
         if isinstance(family, Itself) and placed[family.key].size:
             found[family.key] = shards(placed[family.key])
-        if isinstance(family, Rule) and not is_own:
+        if isinstance(family, Bijection) and not is_own:
             found |= chunks_of(family.of(placed), placed)
     yield from ((name, found[key]) for name, key in parameters.names.items() if key in found)

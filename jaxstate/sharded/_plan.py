@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxstate.adapters import adapter_of
+from jaxstate.apart import Bijection
 from jaxstate.binding import Binding
 from jaxstate.convert import fitting
 from jaxstate.declared import Tied
 from jaxstate.errors import BindingError
 from jaxstate.io._nesting import Path
-from jaxstate.rule import Rule
 from jaxstate.sharded._leaves import gathered, own, shards
 
 MAX_CHUNKS = 256  # that one shard may fall into on torch's side
@@ -48,7 +48,7 @@ def plan_of(model: Any, binding: Binding | None) -> Plan:
     if refused := [line for rule in binding.rules for line in rule.refused_leaves(everywhere)]:
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
     here = {path: own(leaf) for path, leaf in leaves.items()}
-    rules = [rule for rule in binding.rules if isinstance(rule, Rule)]
+    rules = [rule for rule in binding.rules if isinstance(rule, Bijection)]
     mine = {key: array for rule in rules for key, array in rule.lazy_state_dict(here).items()}
     chunks = {key: found for rule in rules for key, found in chunks_of(rule, leaves).items()}
     for key, to in (pair for rule in binding.rules if isinstance(rule, Tied) for pair in rule.pairs):
@@ -57,7 +57,7 @@ def plan_of(model: Any, binding: Binding | None) -> Plan:
     return Plan(binding.lazy_state_dict(everywhere), mine, chunks, binding)
 
 
-def chunks_of(rule: Rule, leaves: Mapping[str, Any]) -> dict[str, dict[Any, int]]:
+def chunks_of(rule: Bijection, leaves: Mapping[str, Any]) -> dict[str, dict[Any, int]]:
     """The boxes of torch's arrays that the shards of this rule's leaves are, and who has each."""
     found: dict[str, dict[Any, int]] = {key: {} for key in rule.keys}
     for path in rule.paths:

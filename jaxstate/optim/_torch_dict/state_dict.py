@@ -17,6 +17,7 @@ from jaxstate.lazy import LazyArray, from_parts
 from jaxstate.optim._lbfgs.entry import lbfgs_entries
 from jaxstate.optim._lbfgs.state import LBFGSState
 from jaxstate.optim._nest.site import site_of
+from jaxstate.optim._padding import refused_here, starts
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
@@ -152,7 +153,7 @@ def _arrays(state: State, parameters: Parameters, buffer: str) -> dict[str, Lazy
     """torch's arrays of a buffer by name; all keys of a leaf have one where it has a shape of its own."""
     leaves = state.buffer(buffer)
     if buffer not in state.algorithm.own:
-        return parameters.lazily_to_torch(leaves)
+        return parameters.lazily_to_torch(leaves, starts(state, buffer))
     return {name: _lazy(leaves[row[0]]) for name, row in parameters.paths_of.items() if row[0] in leaves}
 
 
@@ -166,6 +167,7 @@ def _check(state: State, parameters: Parameters, steps: Mapping[str, int]) -> No
         *_untold(parameters, steps),
         *_uneven(parameters, steps),
         *_torn(state, parameters),
+        *refused_here(state, parameters),
     ]
     if problems:
         raise OptimizerError("torch has no form for this state:\n\t" + "\n\t".join(problems))
