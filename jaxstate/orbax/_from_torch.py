@@ -7,7 +7,7 @@ stands beside the checkpoint, is as large, and has no name, so that it goes when
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -89,7 +89,11 @@ def from_torch(
     if osd is not None:  # what does not fit is said before anything is laid out
         load_moments(opt_state, osd, binding, _nowhere, _in_parts, **asked)
     place = _placing(_scratch(path, model, opt_state), _block(memory))
-    found = moved_in(model, state_dict, binding, place, _in_parts, cast=cast)
+
+    def placed(leaves: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> dict[str, Any]:
+        return {path: place(leaf, templates[path]) for path, leaf in leaves}
+
+    found = moved_in(model, state_dict, binding, placed, _in_parts, cast=cast)
     if osd is not None:
         opt_state = load_moments(opt_state, osd, binding, place, _in_parts, **asked)
     training = Training(found, opt_state, step, binding, scheduler, rngs, extra)
