@@ -44,6 +44,8 @@ class Restored(NamedTuple):
         scheduler: the state as it was saved.
         rngs: random keys.
         extra: as it was saved.
+        random: without any templates, NNX's own random state by path: keys, and how often each was used. With
+            a template it is in the model.
     """
 
     model: Any
@@ -53,6 +55,7 @@ class Restored(NamedTuple):
     scheduler: Any = None
     rngs: Any = None
     extra: Any = None
+    random: Mapping[str, Any] | None = None
 
 
 def restore(
@@ -166,9 +169,10 @@ def _restored(record: Record, found: Items, model: Any, opt_state: Any, rngs: An
 
 def _whole(path: Path, record: Record, sharding: Place | None) -> Restored:
     """All of a checkpoint, without templates."""
-    # A module's random state has its place in a module only.
-    asked = {item: row for item, row in record.leaves.items() if item != "random"}
-    places = {item: {p: _place(p, leaf, sharding) for p, leaf in row.items()} for item, row in asked.items()}
+    places = {
+        item: {p: None if item == "random" else _place(p, leaf, sharding) for p, leaf in row.items()}
+        for item, row in record.leaves.items()
+    }
     found = read_leaves(path, record.leaves, places)
     for item, row in found.items():
         numbers = {p: NUMBERS[name](row[p]) for p in row if (name := record.leaves[item][p].number)}
@@ -176,7 +180,8 @@ def _whole(path: Path, record: Record, sharding: Place | None) -> Restored:
     model = {p: leaf for item in MODEL[:2] for p, leaf in found.get(item, {}).items()}
     opt_state = filled(record.optimizer, found.get("optimizer", {}), record.param_groups)
     rngs = filled(record.rngs, found.get("rngs", {}), [])
-    return Restored(model, opt_state, record.step, record.binding, record.scheduler, rngs, record.extra)
+    read = Restored(model, opt_state, record.step, record.binding, record.scheduler, rngs, record.extra)
+    return read._replace(random=found.get("random"))
 
 
 def _place(path: str, leaf: Leaf, sharding: Place | None) -> Sharding | None:

@@ -4,38 +4,19 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from jaxstate.adapters import adapter_of
-from jaxstate.apart import Bijection
 from jaxstate.binding import Binding
-from jaxstate.convert import fitting
-from jaxstate.declared import Tied
-from jaxstate.errors import BindingError, FileError
+from jaxstate.errors import FileError
 from jaxstate.io._dcp_parts import Part, write_index, write_parts
 from jaxstate.io._files import save as save_file
 from jaxstate.io._shards import INDEX, index_content
 from jaxstate.lazy import LazyArray
-from jaxstate.sharded._leaves import gathered, own, shards
-
-MAX_CHUNKS = 256  # that one shard may fall into on torch's side
-
-
-class Plan(NamedTuple):
-    """The same for all processes: what lies where, and who writes it.
-
-    Attributes:
-        arrays: torch's, by key, which all processes have to ask for in one order.
-        mine: torch's, by key, of which this process has parts.
-        chunks: by key the boxes and who writes each; a key without any is gathered, and has one owner.
-    """
-
-    arrays: Mapping[str, Any]
-    mine: Mapping[str, Any]
-    chunks: Mapping[str, Mapping[Any, int]]
+from jaxstate.sharded._optimizer import with_optimizer
+from jaxstate.sharded._plan import Plan, plan_of
 
 
 def save(
@@ -44,6 +25,10 @@ def save(
     binding: Binding | None = None,
     *,
     format: Literal["safetensors", "dcp"] = "safetensors",
+    opt_state: Any = None,
+    optimizer: Any = None,
+    label: Any = None,
+    step: int | None = None,
 ) -> None:
     """Write the state_dict of a model that lies on several processes; each of them calls this.
 
@@ -51,18 +36,25 @@ def save(
     writes the shards that it has; "safetensors" a folder as Hugging Face writes it, with a file for each
     process: a tensor is whole in one file, and is gathered for that, one at a time.
 
+    With an optimizer's state the folder holds `{"model": ..., "optimizer": ...}`, the latter by names, as
+    `torch.distributed.checkpoint.state_dict.get_optimizer_state_dict` has it, and torch's `load` fills that.
+
     Args:
         model: an NNX module, a Linen model's variables, or any pytree that the binding fits, of arrays with
             any shardings over all processes.
         folder: where to; one that all processes see, and that does not exist yet.
         binding: needed where the model does not tell its layers.
         format: "safetensors" or "dcp".
+        opt_state: the optimizer's state, which `js.optim.state_dict` takes; for "dcp".
+        optimizer, label, step: as for `js.optim.state_dict`.
 
     Raises:
         BindingError: leaves that do not fit the binding, or hold what torch has no place for.
+        OptimizerError: a state that torch has no form for.
         FileError: the folder exists or cannot be written.
 
     >>> import tempfile, jaxstate as js
+    >>> from jaxstate.rule import Rule
     >>> folder, binding = tempfile.mkdtemp() + "/net", Binding((Rule("fc.weight", "w", "i o -> o i"),))
     >>> save({"w": np.arange(6.0).reshape(3, 2)}, folder, binding)
     >>> js.load(folder)["fc.weight"].tolist()
@@ -71,41 +63,12 @@ def save(
     writers: dict[str, Callable[[str, Plan], None]] = {"safetensors": _save_safetensors, "dcp": _save_dcp}
     if format not in writers:
         raise FileError(f'format must be "safetensors" or "dcp", not {format!r}')
-    plan = _plan(model, binding)
+    plan = plan_of(model, binding)
+    if opt_state is not None:
+        plan = with_optimizer(plan, format, opt_state, optimizer, label, step)
     _make(str(folder))
     writers[format](str(folder), plan)
     _wait("written")
-
-
-def _plan(model: Any, binding: Binding | None) -> Plan:
-    leaves = adapter_of(model).leaves(model)
-    binding, collection = fitting(binding, model, leaves)
-    leaves = {collection + path: leaf for path, leaf in leaves.items()}
-    everywhere = {path: gathered(leaf) for path, leaf in leaves.items()}
-    if refused := [line for rule in binding.rules for line in rule.refused_leaves(everywhere)]:
-        raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
-    here = {path: own(leaf) for path, leaf in leaves.items()}
-    rules = [rule for rule in binding.rules if isinstance(rule, Bijection)]
-    mine = {key: array for rule in rules for key, array in rule.lazy_state_dict(here).items()}
-    chunks = {key: found for rule in rules for key, found in _chunks(rule, leaves).items()}
-    for key, to in (pair for rule in binding.rules if isinstance(rule, Tied) for pair in rule.pairs):
-        if to in chunks:
-            mine[key], chunks[key] = mine[to], chunks[to]
-    return Plan(binding.lazy_state_dict(everywhere), mine, chunks)
-
-
-def _chunks(rule: Bijection, leaves: Mapping[str, Any]) -> dict[str, dict[Any, int]]:
-    """The boxes of torch's arrays that the shards of this rule's leaves are, and who has each."""
-    found: dict[str, dict[Any, int]] = {key: {} for key in rule.keys}
-    for path in rule.paths:
-        for region, process in shards(leaves[path]).items():
-            box = tuple(slice(*ends) for ends in region)
-            places = rule.places(path, box) if leaves[path].size else []
-            if len(places) > MAX_CHUNKS * len(rule.keys):
-                return {}
-            for key, there in places:
-                found[key][tuple((span.start, span.stop) for span in there)] = process
-    return {key: boxes for key, boxes in found.items() if boxes}
 
 
 def _save_dcp(folder: str, plan: Plan) -> None:
@@ -113,7 +76,8 @@ def _save_dcp(folder: str, plan: Plan) -> None:
     _wait("written in parts")
     rows = _exchanged(entries)
     if jax.process_index() == 0:
-        write_index(folder, {key: (x.dtype, tuple(x.shape)) for key, x in plan.arrays.items()}, rows)
+        tensors = {key: (x.dtype, tuple(x.shape)) for key, x in plan.arrays.items()}
+        write_index(folder, tensors, rows, plan.paths)
 
 
 def _parts(plan: Plan) -> Iterator[Part]:
@@ -128,6 +92,8 @@ def _parts(plan: Plan) -> Iterator[Part]:
         values = np.asarray(array)
         if number % jax.process_count() == jax.process_index():
             yield Part(key, (0,) * values.ndim, values)
+    for key, value in plan.objects.items() if jax.process_index() == 0 else ():
+        yield Part(key, None, value)
 
 
 def _save_safetensors(folder: str, plan: Plan) -> None:
