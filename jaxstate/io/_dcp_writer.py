@@ -122,7 +122,9 @@ def _metadata(
 
 
 def index_of(
-    tensors: Mapping[str, tuple[str, tuple[int, ...]]], chunks: Mapping[str, Sequence[Chunk]]
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]],
+    chunks: Mapping[str, Sequence[Chunk]],
+    save_id: str | None = None,
 ) -> bytes:
     """The `.metadata` of a flat dict of tensors: of each torch's name of its dtype, its shape, its chunks."""
     described = {name: _tensor(*found, chunks[name]) for name, found in tensors.items()}
@@ -133,13 +135,17 @@ def index_of(
         for name, row in chunks.items()
         for chunk in row
     }
-    return _dumped(described, {name: (name,) for name in tensors}, places)
+    return _dumped(described, {name: (name,) for name in tensors}, places, save_id)
 
 
 def _dumped(
-    described: Mapping[str, Opaque], paths: Mapping[str, Path], places: Mapping[Opaque, Opaque]
+    described: Mapping[str, Opaque],
+    paths: Mapping[str, Path],
+    places: Mapping[Opaque, Opaque],
+    save_id: str | None = None,
 ) -> bytes:
-    newer = {"planner_data": paths, "storage_data": places, "storage_meta": None, "version": VERSION}
+    meta = None if save_id is None else _named("metadata.StorageMeta", None, save_id, None, [])
+    newer = {"planner_data": paths, "storage_data": places, "storage_meta": meta, "version": VERSION}
     root = Opaque(Global(f"{_MODULE}.metadata", "Metadata"), (described,), newer)
     return dump(root, lambda value: value)
 
