@@ -99,25 +99,26 @@ def _told(room: str, text: str, processes: list[int] | None, step: str) -> dict[
 
     The number of the turn is counted where all the texts are, since nothing else lasts as long.
     """
-    me, client = jax.process_index(), _client()
-    turn = client.key_value_increment(f"{room}/turn/{me}", 1)
-    client.key_value_set(f"{room}/{turn}/{me}", text)
+    me, service = jax.process_index(), client()
+    turn = service.key_value_increment(f"{room}/turn/{me}", 1)
+    service.key_value_set(f"{room}/{turn}/{me}", text)
     try:
-        client.wait_at_barrier(f"{room}/{turn}", PATIENCE * 1000, processes)
+        service.wait_at_barrier(f"{room}/{turn}", PATIENCE * 1000, processes)
     except jax.errors.JaxRuntimeError as failed:
-        here = {key.rpartition("/")[2] for key, _ in client.key_value_dir_get(f"{room}/{turn}/")}
+        here = {key.rpartition("/")[2] for key, _ in service.key_value_dir_get(f"{room}/{turn}/")}
         absent = sorted(set(map(str, processes or range(jax.process_count()))) - here)
         raise JaxstateError(
             f"{step}: process {', '.join(absent) or 'unknown'} did not come within {PATIENCE} seconds, or is "
             f"no longer there: {str(failed).splitlines()[0]}"
         ) from failed
-    rows = client.key_value_dir_get(f"{room}/{turn}/")
+    rows = service.key_value_dir_get(f"{room}/{turn}/")
     if turn > 1:
-        client.key_value_delete(f"{room}/{turn - 1}/{me}")  # all have read it, or they would not be here
+        service.key_value_delete(f"{room}/{turn - 1}/{me}")  # all have read it, or they would not be here
     return {int(key.rpartition("/")[2]): said for key, said in sorted(rows)}
 
 
-def _client() -> Any:
+def client() -> Any:
+    """JAX's own client of the service through which its processes find each other."""
     # JAX has no public name for it; Orbax and Flax take it from here too.
     from jax._src import distributed
 
