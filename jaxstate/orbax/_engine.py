@@ -36,8 +36,7 @@ def write(path: Path, items: Items, shared: bool = True) -> None:
 
 def begin(path: Path, items: Items, shared: bool) -> Any:
     """Begin to write these items; what is returned has a `result()` to wait for."""
-    if shared:
-        _count_alike()
+    count_alike(shared)
     engine, context = engine_and_context(alone=not shared)
     with context:
         return engine.save_checkpointables_async(path, dict(items))
@@ -96,9 +95,9 @@ def _release(shared: bool) -> None:
 _SEVERAL = 5  # items that wait at a barrier of one name, one after the other
 
 
-def _count_alike() -> None:
+def count_alike(shared: bool) -> None:
     """Orbax counts its operations to name its barriers; a process that failed at one has not counted it."""
-    if jax.process_count() == 1:
+    if not shared or jax.process_count() == 1:
         return
     mine = int(_operations().get_current_operation_id())
     counts = map(int, exchanged("js.orbax: counting", str(mine)).values())

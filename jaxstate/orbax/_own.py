@@ -71,21 +71,26 @@ def differing(arrays: Mapping[str, Any], sums: Mapping[str, Digests]) -> list[st
 
 
 def as_bytes(array: np.ndarray) -> jax.Array:
-    """The bytes of an array on a device of this process."""
+    """The bytes of an array, on a device of each process: Orbax takes none of one process alone."""
     flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    return jax.device_put(flat, jax.local_devices()[0])
+    return jax.make_array_from_callback(flat.shape, _everywhere(), lambda index: flat[index])
 
 
 def bytes_target(kind: Kind) -> jax.ShapeDtypeStruct:
     """What tells Orbax to read the bytes of such an array."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     size = prod(kind.shape) * np.dtype(kind.dtype).itemsize
-    return jax.ShapeDtypeStruct((size,), np.uint8, sharding=here)
+    return jax.ShapeDtypeStruct((size,), np.uint8, sharding=_everywhere())
 
 
 def from_bytes(array: jax.Array, kind: Kind) -> np.ndarray:
     """The array of its bytes: the inverse of `as_bytes`."""
-    return np.asarray(array).view(kind.dtype).reshape(kind.shape)
+    return np.asarray(array.addressable_data(0)).view(kind.dtype).reshape(kind.shape)
+
+
+def _everywhere() -> Sharding:
+    first = {device.process_index: device for device in reversed(jax.devices())}
+    mesh = jax.sharding.Mesh(np.array([first[n] for n in sorted(first)]), ("hosts",))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def lacking(shape: tuple[int, ...], place: Sharding | None, held: tuple[Region, ...]) -> Iterator[Region]:

@@ -14,7 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxstate as js
-from jaxstate.errors import BindingError, FileError, JaxstateError, StateDictError
+from jaxstate.errors import BindingError, CheckpointError, FileError, JaxstateError, StateDictError
 from jaxstate.together import alike, exchanged, together
 
 BINDING = js.Binding(
@@ -181,6 +181,182 @@ def one_that_fails(folder, shared, sd, binding):
     )
 
 
+TRAINED = js.Binding((js.Rule("fc.weight", "w", "i o -> o i"), js.Rule("norm", "b", "o -> o")))
+W = np.random.default_rng(0).normal(size=(64, 48)).astype("f")
+OWN = Path("/proc/self/cwd")  # one name in both processes, and another folder in each
+
+
+def laid(array, spec):
+    sharding = NamedSharding(mesh(), spec)
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def training(step=0):
+    model = {"w": laid(W + step, P("x", "y")), "b": laid(W[0] + step, P())}
+    opt = {
+        "m": laid(W * 2, P(("y", "x"))),
+        "count": np.int64(2**40 + step),
+        "lr": 0.25,
+        "none": np.zeros((0, 3)),
+    }
+    return model, opt
+
+
+def abstract(tree):
+    def of(leaf):
+        arrays = isinstance(leaf, jax.Array)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding) if arrays else leaf
+
+    return jax.tree.map(of, tree)
+
+
+def check_training(found, step=0):
+    model, opt = training(step)
+    pairs = [(found.model["w"], model["w"]), (found.model["b"], model["b"]), (found.opt_state["m"], opt["m"])]
+    for new, old in pairs:
+        assert new.sharding == old.sharding
+        for there, here in zip(new.addressable_shards, old.addressable_shards, strict=True):
+            assert np.array_equal(there.data, here.data)
+    assert found.opt_state["count"] == opt["count"] and found.opt_state["lr"] == 0.25
+
+
+def orbax_folders(folder):
+    """Orbax, in a folder of each host's own: at once, while training goes on, and damaged."""
+    model, opt = training()
+    js.orbax.save(OWN / "one", model, opt, binding=TRAINED, step=5, shared=False, extra={"epoch": 2})
+    assert (folder / "one" / "params" / f"ocdbt.process_{me()}").is_dir(), "each wrote its own"
+    found = js.orbax.restore(folder / "one", abstract(model), abstract(opt))
+    check_training(found)
+    assert (found.step, found.extra) == (5, {"epoch": 2})
+    within = {
+        **abstract(model),
+        "w": jax.ShapeDtypeStruct(W.shape, "float32", sharding=laid(W, P("x")).sharding),
+    }
+    wide = js.orbax.restore(folder / "one", within).model["w"]
+    assert all(np.array_equal(shard.data, W[shard.index]) for shard in wide.addressable_shards)
+    other = {**within, "w": jax.ShapeDtypeStruct(W.shape, "float32", sharding=laid(W, P("y")).sharding)}
+    fails(
+        CheckpointError,
+        lambda: js.orbax.restore(folder / "one", other),
+        "lie on other hosts",
+        "params: w[",
+    )
+    fails(CheckpointError, lambda: js.orbax.restore(folder / "one"), "params: w[[0, 64], [0, 48]]")
+    fails(
+        CheckpointError,
+        lambda: js.orbax.to_torch(folder / "one"),
+        "one process of several has kept for itself",
+    )
+    fails(CheckpointError, lambda: js.orbax.save(OWN / "one", model, binding=TRAINED, shared=False), "exists")
+    fails(
+        CheckpointError,
+        lambda: js.orbax.save(folder / "names", model, binding=TRAINED, shared=False),
+        "one name in all processes",
+    )
+    mine = {"w": W[0] + me()}
+    fails(
+        CheckpointError,
+        lambda: js.orbax.save(OWN / "differ", {"b": model["b"], **mine}, binding=FLAT, shared=False),
+        *(
+            ["params/w this process has other values than another"]
+            if me()
+            else ["process 1: CheckpointError"]
+        ),
+    )
+    if me():
+        flip(folder / "one", (W[32:, :24]).tobytes()[:64])
+    fails(
+        CheckpointError,
+        lambda: js.orbax.restore(folder / "one", abstract(model)),
+        "is damaged: params: w are not",
+    )
+
+
+def orbax_steps(folder):
+    """A training that saves while it goes on, and resumes."""
+    with js.orbax.Checkpointer(OWN / "steps", keep=2, keep_every=3, shared=False) as checkpoints:
+        for step in range(1, 6):
+            model, opt = training(step)
+            checkpoints.save(step, model, opt, binding=TRAINED, metrics={"loss": 1 / step})
+        checkpoints.wait()
+        assert checkpoints.steps == [3, 4, 5] and checkpoints.metrics[4] == {"loss": 0.25}
+        check_training(checkpoints.restore(abstract(model), abstract(opt)), 5)
+    assert sorted(path.name for path in (folder / "steps").iterdir()) == ["3", "4", "5"]
+    if me():
+        import shutil
+
+        shutil.rmtree(folder / "steps" / "5")
+    exchanged("one disk has lost a step", "")
+    with js.orbax.Checkpointer(OWN / "steps", shared=False) as checkpoints:
+        assert checkpoints.steps == [3, 4] and checkpoints.latest == 4
+        check_training(checkpoints.restore(abstract(model), abstract(opt)), 4)
+        model, opt = training(50)
+        checkpoints.save(5, model, opt, binding=TRAINED)
+        checkpoints.wait()
+        assert checkpoints.steps == [3, 4, 5] and checkpoints.metrics == {
+            3: {"loss": 1 / 3},
+            4: {"loss": 0.25},
+            5: {},
+        }
+        check_training(checkpoints.restore(abstract(model), abstract(opt)), 50)
+        with no_room(me() == 1):
+            checkpoints.save(6, model, opt, binding=TRAINED)
+            fails(
+                CheckpointError,
+                checkpoints.wait,
+                *([] if me() else ["process 1: CheckpointError: step 6 was not"]),
+            )
+        assert checkpoints.steps == [3, 4, 5] and not (folder / "steps" / "6").exists()
+        checkpoints.save(6, model, opt, binding=TRAINED)
+        checkpoints.wait()
+        assert checkpoints.latest == 6
+
+
+def orbax_that_fails(shared):
+    """One checkpoint of both, of which one cannot write its part."""
+    model, opt = training()
+    for number in range(2):
+        told = "rror" if me() == number else f"process {number}: CheckpointError: "
+        with no_room(me() == number):
+            fails(CheckpointError, lambda: js.orbax.save(shared / "full", model, opt, binding=TRAINED), told)
+            exchanged("looking", "")
+            assert not list(shared.glob("full*")), "what was begun is gone"
+            with js.orbax.Checkpointer(shared / f"steps{number}") as checkpoints:
+                checkpoints.save(1, model, opt, binding=TRAINED)
+                fails(CheckpointError, checkpoints.wait, told)
+                assert checkpoints.steps == []
+    js.orbax.save(shared / "room", model, opt, binding=TRAINED, step=3)
+    check_training(js.orbax.restore(shared / "room", abstract(model), abstract(opt)))
+    with js.orbax.Checkpointer(shared / "steps0") as checkpoints:
+        checkpoints.save(1, model, opt, binding=TRAINED)
+        checkpoints.wait()
+        check_training(checkpoints.restore(abstract(model), abstract(opt)))
+    gone = shared / ("room" if me() else "elsewhere")
+    fails(
+        CheckpointError,
+        lambda: js.orbax.restore(gone, abstract(model)),
+        *([] if me() == 0 else ["process 0: "]),
+    )
+    wrong = {**model, "b": np.array(["text"])} if me() else model
+    fails(CheckpointError, lambda: js.orbax.save(shared / "text", wrong, binding=TRAINED))
+    step = 1 if me() else 7
+    with js.orbax.Checkpointer(shared / "steps0") as checkpoints:
+        fails(CheckpointError, lambda: checkpoints.save(step, model, binding=TRAINED))
+
+
+FLAT = js.Binding((js.Rule("w", "w", "a -> a"), js.Rule("b", "b", "a -> a")))
+
+
+def flip(folder, needle):
+    for file in (f for f in folder.rglob("*") if f.is_file()):
+        data = bytearray(file.read_bytes())
+        if (at := bytes(data).find(needle)) >= 0:
+            data[at + 9] ^= 4
+            file.write_bytes(data)
+            return
+    raise AssertionError("these bytes are in no file")
+
+
 class no_room:
     """No file of this process may be longer than this, for a while."""
 
@@ -210,6 +386,9 @@ def main(root):
     steps()
     own_folders(folder, sd, leaves, binding)
     one_that_fails(folder, root / "shared", sd, binding)
+    orbax_folders(folder)
+    orbax_steps(folder)
+    orbax_that_fails(root / "shared")
     if me() == 0:
         js.save(sd, root / "expected.pt")
     print("all of it")
