@@ -16,12 +16,12 @@ import jax
 
 from jaxstate.binding import Binding
 from jaxstate.errors import CheckpointError
-from jaxstate.orbax._engine import count_alike, named, saving, sequence
-from jaxstate.orbax._own_steps import Keep, OwnSteps
+from jaxstate.orbax._engine import named, saving, sequence
 from jaxstate.orbax._progress import following
 from jaxstate.orbax._restore import Place, Restored, restore
 from jaxstate.orbax._save import Training, prepared, whole
-from jaxstate.together import alike, together
+from jaxstate.orbax._steps import Keep, Steps
+from jaxstate.together import together
 
 
 class Best(NamedTuple):
@@ -87,14 +87,13 @@ class Checkpointer:
         self._progress = progress
         self._pending: tuple[int, Any, int] | None = None
         self._shared = shared or jax.process_count() == 1
-        if self._shared:
+        if jax.process_count() == 1:
             measure = best and (best.count, lambda found: found[best.metric], best.mode == "min")
             self._make = partial(sequence, self.folder, every, keep, measure, keep_every)
         else:
             measure = best and (best.count, best.metric, best.mode == "min")
-            self._make = partial(OwnSteps, self.folder, Keep(keep, measure, keep_every))
+            self._make = partial(Steps, self.folder, Keep(keep, measure, keep_every), shared)
         self._engine = self._begun()
-        alike("js.orbax.Checkpointer: the steps in the folder", str(self.steps), CheckpointError)
 
     @property
     def steps(self) -> list[int]:
@@ -150,7 +149,6 @@ class Checkpointer:
         training = Training(model, opt_state, step, binding, scheduler, rngs, extra)
         items = prepared(training, copy=True, shared=self._shared)
         with self._saving(step):
-            count_alike(self._shared)
             response = self._engine.save_checkpointables_async(step, items, metrics=measured)
         self._pending = (step, response, _size(items))
         return True
@@ -190,7 +188,7 @@ class Checkpointer:
         with self._saving(step), following(self._progress, self.folder, step, size):
             response.result()
             self._engine.wait()
-        if not self._shared:
+        if jax.process_count() > 1:
             self._engine.settle()
 
     def close(self) -> None:
@@ -221,7 +219,8 @@ class Checkpointer:
     def _saving(self, step: int) -> Iterator[None]:
         """Name the step in every failure, after which Orbax's object would only repeat it: take another."""
         try:
-            with saving(self.folder / str(step), self._shared, f"step {step} was not saved"):
+            path, what = self.folder / str(step), f"step {step} was not saved"
+            with saving(path, self._shared, what):
                 yield
         except CheckpointError:
             with suppress(Exception):

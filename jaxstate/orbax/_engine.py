@@ -36,7 +36,8 @@ def write(path: Path, items: Items, shared: bool = True) -> None:
 
 def begin(path: Path, items: Items, shared: bool) -> Any:
     """Begin to write these items; what is returned has a `result()` to wait for."""
-    count_alike(shared)
+    if shared:
+        _count_alike()
     engine, context = engine_and_context(alone=not shared)
     with context:
         return engine.save_checkpointables_async(path, dict(items))
@@ -45,6 +46,11 @@ def begin(path: Path, items: Items, shared: bool) -> Any:
 @contextmanager
 def saving(path: Path, shared: bool, what: str = "") -> Iterator[None]:
     """What Orbax does inside for one checkpoint is done in all processes, or raises in all.
+
+    Args:
+        path: of the checkpoint.
+        shared: whether it is one of all processes.
+        what: how failures begin.
 
     Raises:
         CheckpointError: it failed in this process or another. What was begun is removed.
@@ -56,7 +62,8 @@ def saving(path: Path, shared: bool, what: str = "") -> Iterator[None]:
                 with named(what):
                     yield
             except CheckpointError as error:
-                _release(shared)
+                if shared and jax.process_count() > 1:
+                    _release()
                 if _BARRIER not in str(error):
                     raise
                 cut_off = error  # the process that failed says why
@@ -68,40 +75,36 @@ def saving(path: Path, shared: bool, what: str = "") -> Iterator[None]:
 
 
 _BARRIER = "CoordinationService/Barrier"
-_BARRIERS = (
-    "create_directory:post",
-    "save_and_finalize_{0}_commit_complete",
-    "save_and_finalize_{0}_finalize_complete",
-    "save_checkpointables_async:finalize",
-)
-"""Where Orbax's processes wait for each other during a save, by the number of the operation."""
+_ITEMS = ("params", "buffers", "random", "optimizer", "rngs")
 
 
-def _release(shared: bool) -> None:
+def _barriers(operation: str) -> Iterator[str]:
+    """Where Orbax's processes wait for each other during a save: as long as 20 minutes for each item."""
+    for moment in ("maybe_overwrite_existing:pre", "maybe_overwrite_existing:post", "finalize"):
+        yield f"[op={operation}] save_checkpointables_async:{moment}"
+    yield f"[op={operation}] create_directory:post"
+    for item in _ITEMS:
+        for moment in ("commit", "finalize"):
+            yield f"[op={operation}.{item}] save_and_finalize_{operation}.{item}_{moment}_complete"
+
+
+def _release() -> None:
     """End the waiting of the other processes for this one, which has failed.
 
     A barrier fails for all as soon as one comes to it with another list of who takes part. Where Orbax calls
     its barriers otherwise, the others wait for as long as Orbax lets them.
     """
-    if not shared or jax.process_count() == 1:
-        return
-    number = _operations().get_current_operation_id()
-    for name in _BARRIERS:
-        for _ in range(_SEVERAL):
-            with suppress(jax.errors.JaxRuntimeError):
-                client().wait_at_barrier(f"[op={number}] {name.format(number)}", 10, [jax.process_index()])
+    operation = _operations().get_current_operation_id()
+    for barrier in _barriers(operation):
+        with suppress(jax.errors.JaxRuntimeError):
+            client().wait_at_barrier(barrier, 10, [jax.process_index()])
 
 
-_SEVERAL = 5  # items that wait at a barrier of one name, one after the other
-
-
-def count_alike(shared: bool) -> None:
+def _count_alike() -> None:
     """Orbax counts its operations to name its barriers; a process that failed at one has not counted it."""
-    if not shared or jax.process_count() == 1:
-        return
-    mine = int(_operations().get_current_operation_id())
-    counts = map(int, exchanged("js.orbax: counting", str(mine)).values())
-    for _ in range(max(counts) - mine):
+    mine = int(_operations().get_current_operation_id()) if jax.process_count() > 1 else 0
+    count = max(map(int, exchanged("js.orbax: counting", str(mine)).values()))
+    for _ in range(count - mine):
         _operations().next_operation_id()
 
 
@@ -197,7 +200,8 @@ def sequence(
     best: tuple[int, Callable[[Any], float], bool] | None,
     multiples: int | None,
 ) -> Any:
-    """Orbax's own checkpointer of a training.
+    """Orbax's own checkpointer of a training, for one process: of several, each would wait for its finding
+    out that another one has failed.
 
     Args:
         folder: where to.

@@ -325,13 +325,13 @@ def orbax_that_fails(shared):
                 checkpoints.save(1, model, opt, binding=TRAINED)
                 fails(CheckpointError, checkpoints.wait, told)
                 assert checkpoints.steps == []
-    js.orbax.save(shared / "room", model, opt, binding=TRAINED, step=3)
-    check_training(js.orbax.restore(shared / "room", abstract(model), abstract(opt)))
+    js.orbax.save(shared / "orbax", model, opt, binding=TRAINED, step=3)
+    check_training(js.orbax.restore(shared / "orbax", abstract(model), abstract(opt)))
     with js.orbax.Checkpointer(shared / "steps0") as checkpoints:
         checkpoints.save(1, model, opt, binding=TRAINED)
         checkpoints.wait()
         check_training(checkpoints.restore(abstract(model), abstract(opt)))
-    gone = shared / ("room" if me() else "elsewhere")
+    gone = shared / ("orbax" if me() else "elsewhere")
     fails(
         CheckpointError,
         lambda: js.orbax.restore(gone, abstract(model)),

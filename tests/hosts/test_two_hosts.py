@@ -5,6 +5,8 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +39,16 @@ def start(script, folder, *rest):
     ]
 
 
-def ended(started, timeout=120):
+def ended(started, timeout=100):
+    """What they have said. Both are listened to at once: one that is not heard stops at a full pipe."""
     try:
-        return [(*process.communicate(timeout=timeout), process.returncode) for process in started]
+        with ThreadPoolExecutor(len(started)) as pool:
+            said = list(pool.map(lambda process: process.communicate(timeout=timeout), started))
+        return [(*words, process.returncode) for words, process in zip(said, started, strict=True)]
     finally:
         for process in started:
             process.kill()
+            process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +106,26 @@ def test_parts_that_make_no_whole(hosts, tmp_path):
         js.load([own, tmp_path])
     with pytest.raises(FileError, match="is no folder"):
         js.load([hosts / "expected.pt"])
+
+
+def test_a_host_is_killed_while_it_saves(tmp_path):
+    first, second = start("host_that_dies.py", tmp_path, "dies")
+    try:
+        assert second.wait(60) == -9
+        for _ in range(600):
+            if (tmp_path / "host0" / "steps" / "2").is_dir():
+                break
+            time.sleep(0.05)
+    finally:
+        ended_at_once([first, second])
+    names = [sorted(path.name for path in (tmp_path / f"host{n}" / "steps").iterdir()) for n in range(2)]
+    assert names == [["1", "2"], ["1", "2.orbax-checkpoint-tmp"]], "one has a step that the other one has not"
+    for out, err, code in ended(start("host_that_dies.py", tmp_path, "resumes")):
+        assert code == 0, err[-3000:]
+        assert out.split("\n")[-2] == "all of it"
+
+
+def ended_at_once(started):
+    for process in started:
+        process.kill()
+    ended(started)
