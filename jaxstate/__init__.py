@@ -22,10 +22,12 @@ from jaxstate.errors import LayoutError as LayoutError
 from jaxstate.errors import OptimizerError as OptimizerError
 from jaxstate.errors import ParityError as ParityError
 from jaxstate.errors import StateDictError as StateDictError
+from jaxstate.fused import Fused as Fused
 from jaxstate.io import load as load
 from jaxstate.io import save as save
 from jaxstate.layout import Layout as Layout
 from jaxstate.lazy import LazyArray as LazyArray
+from jaxstate.padded import Padded as Padded
 from jaxstate.rule import Rule as Rule
 
 if TYPE_CHECKING:

@@ -18,11 +18,15 @@ from jaxstate.comparison import Comparison
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError, Mismatch, near_names, quoted
 from jaxstate.foreign import without_tensors
+from jaxstate.fused import Fused
+from jaxstate.fusion_hints import fusion_hints
 from jaxstate.lazy import Made
+from jaxstate.padded import Padded
 from jaxstate.renaming import Renaming
 from jaxstate.rule import Arrays, Rule
 from jaxstate.rule_json import rule_from_json, rule_to_json
 from jaxstate.running import Running
+from jaxstate.size_hints import size_hints
 from jaxstate.spectral import Spectral
 from jaxstate.table import html_table, table
 from jaxstate.template import registration_order
@@ -30,7 +34,7 @@ from jaxstate.ties import agreeing, disagreeing
 
 COLUMNS = ("torch key", "path", "layout", "shape", "dtype")
 
-AnyRule = Rule | Tied | TorchOnly | JaxOnly | Sum | Spectral | Running | Blocks
+AnyRule = Rule | Fused | Tied | TorchOnly | JaxOnly | Sum | Padded | Spectral | Running | Blocks
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -38,7 +42,7 @@ class Binding:
     """Pair every leaf of a model with torch's key for it.
 
     Args:
-        rules: Rule, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
+        rules: Rule, Fused, Padded, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
         order: torch's keys in another order, if a file is known to have one.
         metadata: torch's `_metadata`: `{module: {"version": int}}`, if a file is known to have it.
 
@@ -170,17 +174,24 @@ class Binding:
         free |= {key for key, to in self._tied.items() if to in free}
         found = {key: array_shape(array) for key, array in state_dict.items()}
         strange = [key for key in shapes if key in found and found[key] is None]
+        odd = [
+            Mismatch(k, shape, shapes[k])
+            for k in self.keys
+            if (shape := found.get(k)) is not None and shape != shapes[k]
+        ]
+        missing = tuple(k for k in self.keys if k not in free and self._tied.get(k, k) not in arrays)
+        unexpected = tuple(k for k in state_dict if k not in shapes)
         return Comparison(
-            tuple(k for k in self.keys if k not in free and self._tied.get(k, k) not in arrays),
-            tuple(k for k in state_dict if k not in shapes),
-            tuple(
-                Mismatch(k, shape, shapes[k])
-                for k in self.keys
-                if (shape := found.get(k)) is not None and shape != shapes[k]
-            ),
+            missing,
+            unexpected,
+            tuple(odd),
             tuple(
                 [f'"{key}" is no array but {type(state_dict[key]).__name__}' for key in strange]
                 or [*disagreeing(self._tied, state_dict), *self._refused(state_dict, found, shapes)]
+            ),
+            hints=(
+                *size_hints(self.rules, odd),
+                *fusion_hints(self.rules, missing, {k: found[k] for k in unexpected}),
             ),
         )
 
@@ -207,7 +218,7 @@ class Binding:
             raise comparison.error()
         return replace(
             self,
-            rules=tuple(rule.like(arrays) for rule in self.rules),
+            rules=tuple(rule.like(self._untied(arrays)) for rule in self.rules),
             order=_merged_order(self.keys, list(state_dict)) if is_ordered(state_dict) else self.order,
             metadata=getattr(state_dict, "_metadata", self.metadata),
         )
@@ -321,7 +332,7 @@ class Binding:
 
     def _refused(self, state_dict: Arrays, found: Mapping[str, Any], shapes: Mapping[str, Any]) -> list[str]:
         fitting = {key: array for key, array in state_dict.items() if found[key] == shapes.get(key)}
-        return [sentence for rule in self.rules for sentence in rule.refused_arrays(Made(fitting))]
+        return [sentence for rule in self.rules for sentence in rule.refused_arrays(fitting)]
 
     def _check_leaves(self, leaves: Arrays) -> None:
         claimed = set(self.paths)

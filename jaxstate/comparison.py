@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from html import escape
 
-from jaxstate.errors import Mismatch, StateDictError, padded_rows, size_mismatch
+from jaxstate.errors import Mismatch, StateDictError, size_mismatch
 from jaxstate.table import html_table
 
 COLUMNS = ("key", "what", "in the file", "in the model")
@@ -27,6 +27,7 @@ class Comparison:
     problems: tuple[str, ...] = ()
     untouched_keys: tuple[str, ...] = ()  # the model's, outside the patterns asked for
     ignored_keys: tuple[str, ...] = ()  # the file's, outside the patterns asked for
+    hints: tuple[str, ...] = ()  # what may be said to a Binding of what does not fit
 
     def __bool__(self) -> bool:
         return not (self.missing_keys or self.unexpected_keys or self.mismatched or self.problems)
@@ -34,8 +35,8 @@ class Comparison:
     def error(self, name: str = "the model") -> StateDictError:
         """The one error that says all of it."""
         sizes = [size_mismatch(*mismatch) for mismatch in self.mismatched]
-        rows = [line for mismatch in self.mismatched if (line := padded_rows(*mismatch))]
-        return StateDictError(name, self.missing_keys, self.unexpected_keys, [*sizes, *self.problems, *rows])
+        problems = [*sizes, *self.problems, *self.hints]
+        return StateDictError(name, self.missing_keys, self.unexpected_keys, problems)
 
     @property
     def rows(self) -> list[tuple[str, str, str, str]]:
@@ -50,7 +51,9 @@ class Comparison:
         yield from ((key, "left alone", "there", "") for key in self.ignored_keys)
 
     def _repr_html_(self) -> str:
-        said = ["&lt;All keys matched successfully&gt;"] if self else map(escape, self.problems)
+        said = (
+            ["&lt;All keys matched successfully&gt;"] if self else map(escape, [*self.problems, *self.hints])
+        )
         rows = html_table(COLUMNS, self.rows) if self.rows else ""
         return "".join(f"<p>{line}</p>" for line in said) + rows
 

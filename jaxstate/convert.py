@@ -19,6 +19,7 @@ from jaxstate.alignment import align as align_binding
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
+from jaxstate.io import Opaque
 from jaxstate.lazy import LazyArray
 from jaxstate.placement import fresh, is_parted, narrows, place, sharding_of
 from jaxstate.together import processes_of, together
@@ -87,6 +88,8 @@ def bind(
     >>> bind({"w": np.zeros((2, 3)), "b": np.zeros(3)}, rules=[Rule("weight", "w", "i o -> o i")]).shapes
     {'weight': (3, 2), 'b': (3,)}
     """
+    if like is not None:
+        _check_mapping(like)
     options = Options(
         inputs=inputs,
         kwargs=dict(kwargs or {}),
@@ -225,8 +228,7 @@ def moved_in(
         place: `(leaf, template) -> leaf`, of the template's shape and dtype.
         is_parted: whether `place` asks for this template's leaf in parts; it is given a `LazyArray` then.
     """
-    if not isinstance(state_dict, Mapping):
-        raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}.")
+    _check_mapping(state_dict)
     adapter = adapter_of(model)
     leaves = adapter.leaves(model)
     binding, collection = fitting(binding, model, leaves)
@@ -255,6 +257,14 @@ def _processes(model: Any) -> tuple[int, ...]:
 
 def _of_another(problem: str) -> StateDictError:
     return StateDictError("the model", problems=[problem])
+
+
+def _check_mapping(state_dict: Any) -> None:
+    """Raise torch's TypeError for what is no dict, with a hint for what holds one."""
+    if not isinstance(state_dict, Mapping):
+        whole = ": js.io.state_dict_of(record) gives that of a module that was pickled whole"
+        hint = whole if isinstance(state_dict, Opaque) else ""
+        raise TypeError(f"Expected state_dict to be dict-like, got {type(state_dict)}{hint}.")
 
 
 def _name_of(model: Any) -> str:

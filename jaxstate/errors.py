@@ -106,16 +106,3 @@ def size_mismatch(key: str, found: tuple[int, ...], expected: tuple[int, ...]) -
         f"size mismatch for {key}: copying a param with shape torch.Size({list(found)}) from checkpoint, "
         f"the shape in current model is torch.Size({list(expected)})."
     )
-
-
-def padded_rows(key: str, found: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    """What to do about rows that only the file has, as of a vocabulary that was padded; "" if it has none.
-
-    >>> padded_rows("wte.weight", (16, 4), (11, 4))
-    'If the rows of "wte.weight" from 11 on are padding, cut them: state_dict["wte.weight"][:11].'
-    """
-    rows = found[0] - expected[0] if len(found) == len(expected) == 2 and found[1:] == expected[1:] else 0
-    if rows <= 0:
-        return ""
-    count = expected[0]
-    return f'If the rows of "{key}" from {count} on are padding, cut them: state_dict["{key}"][:{count}].'

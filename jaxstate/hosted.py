@@ -12,6 +12,7 @@ import jax.core
 import numpy as np
 
 from jaxstate.errors import BindingError
+from jaxstate.lazy import LazyArray, from_parts
 
 
 def hosted(leaf: Any) -> Any:
@@ -35,6 +36,14 @@ def unkept(leaf: jax.Array) -> jax.Array:
     """The same buffers as another array, with which what is fetched of them is forgotten."""
     parts = [shard.data for shard in leaf.addressable_shards]
     return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+
+
+def readable(array: Any) -> np.ndarray | LazyArray:
+    """What parts can be taken of: a view of host memory; of what lies elsewhere, the parts asked for."""
+    here = hosted(array)
+    if isinstance(here, np.ndarray | LazyArray):
+        return here
+    return from_parts(here.shape, here.dtype, lambda box: np.asarray(here[box]))
 
 
 class Hosted(Mapping[str, Any]):

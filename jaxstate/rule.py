@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
-from jaxstate.hosted import Hosted, hosted
+from jaxstate.hosted import Hosted, readable
 from jaxstate.layout import Layout, insert_axis, tidy
 from jaxstate.lazy import Box, LazyArray, Made, from_parts
 from jaxstate.parts import dtype_of_stack, part, places
@@ -291,7 +291,7 @@ class Rule(Entry):
         inner, outer = self._lengths(source), self._lengths(target)
         moved = {}
         for given, wanted in self._rows(source, target):
-            stack = dict(zip(np.ndindex(*inner), [_readable(arrays[name]) for name in given], strict=True))
+            stack = dict(zip(np.ndindex(*inner), [readable(arrays[name]) for name in given], strict=True))
             for index, name in zip(np.ndindex(*outer), wanted, strict=True):
                 moved[name] = _lazy(layout, sizes, stack, index)
         return {name: moved[name] for name in names(target, dict(self.names))}
@@ -337,14 +337,6 @@ def _stack(arrays: list[Any], lengths: list[int]) -> Any:
 
 def _unstack(array: Any, lengths: list[int]) -> list[Any]:
     return [array[index] for index in np.ndindex(*lengths)] if lengths else [array]
-
-
-def _readable(array: Any) -> np.ndarray | LazyArray:
-    """What parts can be taken of: a view of host memory; of what lies elsewhere, the parts asked for."""
-    here = hosted(array)
-    if isinstance(here, np.ndarray | LazyArray):
-        return here
-    return from_parts(here.shape, here.dtype, lambda box: np.asarray(here[box]))
 
 
 def _lazy(

@@ -11,6 +11,8 @@ import numpy as np
 from jaxstate.blocks import Block, Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError
+from jaxstate.fused import Fused
+from jaxstate.padded import Padded
 from jaxstate.rule import Rule
 from jaxstate.running import Running
 from jaxstate.spectral import Spectral
@@ -29,6 +31,12 @@ def rule_to_json(rule: Any) -> dict[str, Any]:
             shown = ("key", "path", "pattern", "buffer", "shape", "dtype")
             axes = {**{a: list(v) for a, v in rule.names}, **dict(rule.sizes)}
             return {"kind": kind, **{name: getattr(rule, name) for name in shown}, "axes": axes}
+        case Fused():
+            return {"kind": kind, "parts": [rule_to_json(part) for part in rule.parts], "axis": rule.axis}
+        case Padded():
+            known = {name: getattr(rule, name) for name in _PADDED}
+            kept = _arrays_to_json(rule.kept)
+            return {"kind": kind, "rule": rule_to_json(rule.rule), **known, "kept": kept}
         case Tied():
             return {"kind": kind, "key": rule.key, "to": rule.to, "axes": _lists(rule.axes)}
         case TorchOnly():
@@ -67,11 +75,16 @@ def rule_from_json(value: Mapping[str, Any]) -> Any:
         raise BindingError(f"this is not the JSON of a rule: {error!r} in {value!r}") from error
 
 
+_PADDED = ("axis", "length", "value", "drop", "here")
 _RUNNING = ("copies", "marks", "unset", "count", "decay", "shapes_of")
 _BLOCKS = ("arrays", "blocks", "offsets", "leaf_paths", "dtype")
 
 _READERS = {
     "Rule": lambda f: Rule(f["key"], f["path"], f["pattern"], **_known(f), **f["axes"]),
+    "Fused": lambda f: Fused([rule_from_json(part) for part in f["parts"]], f["axis"]),
+    "Padded": lambda f: Padded(
+        rule_from_json(f["rule"]), **{name: f[name] for name in _PADDED}, kept=_arrays_from_json(f["kept"])
+    ),
     "Tied": lambda f: Tied(f["key"], f["to"], _tuples(f["axes"])),
     "TorchOnly": lambda f: TorchOnly(
         f["key"], _array_from_json(f["value"]), f["counter"], _tuples(f["axes"]), _arrays_from_json(f["kept"])

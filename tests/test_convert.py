@@ -275,3 +275,16 @@ def test_plain_trees_keep_their_kind():
     loaded = js.load_state_dict(tree, {"w": np.ones((3, 2))}, binding)
     assert loaded["step"] == 3 and isinstance(loaded["layers"][0]["kernel"], np.ndarray)
     assert loaded["layers"][0]["kernel"].shape == (2, 3) and tree["layers"][0]["kernel"].sum() == 0
+
+
+def test_a_module_that_was_pickled_whole_is_no_state_dict_and_the_error_says_how_to_have_it(tmp_path):
+    theirs = torch.nn.Linear(3, 4)
+    torch.save(theirs, tmp_path / "whole.pt")
+    record, model = js.load(tmp_path / "whole.pt"), nnx.Linear(3, 4, rngs=nnx.Rngs(0))
+    for call in (lambda sd: js.load_state_dict(model, sd), lambda sd: js.bind(model, like=sd)):
+        with pytest.raises(
+            TypeError, match=r"Expected state_dict to be dict-like, .*js.io.state_dict_of\(record\)"
+        ):
+            call(record)
+    loaded = js.load_state_dict(model, js.io.state_dict_of(record))
+    np.testing.assert_array_equal(loaded.kernel[...], theirs.weight.detach().numpy().T)

@@ -157,14 +157,16 @@ def test_a_head_that_is_not_tied_is_not_made_up():
         js.load_state_dict(Language(7), {"wte.weight": noise(7, 4), "lm_head.weight": noise(7, 4, seed=1)})
 
 
-def test_rows_that_pad_a_vocabulary_are_refused_with_what_to_do():
-    file = {"wte.weight": noise(16, 4)}
+@pytest.mark.parametrize("key", ["wte.weight", "lm_head.weight"])
+def test_rows_that_pad_a_vocabulary_are_refused_with_what_to_do(key):
+    file = {key: noise(16, 4)}
     with pytest.raises(js.StateDictError) as error:
         js.load_state_dict(Language(11), file)
-    assert "size mismatch for wte.weight: copying a param with shape torch.Size([16, 4])" in str(error.value)
-    assert 'state_dict["wte.weight"][:11]' in str(error.value)
-    model = js.load_state_dict(Language(11), {"wte.weight": file["wte.weight"][:11]})
-    assert np.array_equal(model.wte.embedding[...], file["wte.weight"][:11])
+    assert f"size mismatch for {key}: copying a param with shape torch.Size([16, 4])" in str(error.value)
+    (padded,) = eval(str(error.value).split("padded along v from 11 on, say so: rules=")[1], vars(js))
+    file[key][11:] = 0
+    model = js.load_state_dict(Language(11), file, js.bind(Language(11), rules=[padded]))
+    assert np.array_equal(model.wte.embedding[...], file[key][:11])
 
 
 def test_frequencies_and_positions_of_older_files_are_declared():

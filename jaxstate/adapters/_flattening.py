@@ -4,25 +4,23 @@ Three sources, in this order of trust: what the caller says, what tracing the mo
 shows, and, where there is neither, the suspicion that the widths of the layers raise. Suspected is refused.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
-import numpy as np
 
 from jaxstate.adapters import _suspicion
 from jaxstate.adapters._flatten import find_flattens, find_images
 from jaxstate.adapters._merged import Merged
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Layer, Reading
+from jaxstate.adapters._said import Flattens, said_flattens
 from jaxstate.declared import Sum
 from jaxstate.errors import BindingError
 from jaxstate.layout import tokens
 from jaxstate.rule import Rule
 from jaxstate.running import Running
-
-Flattens = Mapping[str, Mapping[int, Merged]]  # by leaf, by dimension
 
 
 def with_flattens(rules: Sequence[Any], reading: Reading, options: Options) -> list[Any]:
@@ -32,7 +30,7 @@ def with_flattens(rules: Sequence[Any], reading: Reading, options: Options) -> l
         BindingError: flattening is suspected and nothing tells; it cannot be followed; or what the caller
             says names no layer.
     """
-    said = _said(reading, options.flatten or {})
+    said = said_flattens(reading, options.flatten)
     settled = {path for rule in options.rules for path in rule.paths} | set(said)
     if options.inputs and reading.call is not None:
         flattens, images = _traced(reading, options, settled)
@@ -61,56 +59,6 @@ def _readers(reading: Reading) -> set[str]:
     """The leaves of layers that meet an image axis by axis, in an order of their own choice."""
     layers = [part for part in reading.found if isinstance(part, Layer) and part.kind in ("linear", "norm")]
     return {layer.path + leaf for layer in layers for leaf in layer.actual}
-
-
-def _said(reading: Reading, flatten: Mapping[str, tuple[int, ...] | None]) -> Flattens:
-    """What the caller says of layers: the image that their input axis or their vectors hold, or None."""
-    layers = {".".join(part.key): part for part in reading.found if isinstance(part, Layer)}
-    said: dict[str, dict[int, Merged]] = {}
-    for name, shape in flatten.items():
-        if name not in layers:
-            raise BindingError(
-                f'flatten={{"{name}": {shape}}}: there is no such layer; there are {list(layers)}'
-            )
-        places = {
-            leaf: layers[name].elsewhere.get(leaf, layers[name].path + leaf) for leaf in layers[name].actual
-        }
-        leaves = {places[leaf]: actual for leaf, actual in layers[name].actual.items()}
-        if shape is None:
-            said |= dict.fromkeys(leaves, {})
-            continue
-        size = int(np.prod(shape))
-        meet = {
-            path: n for path, n in _reading_dimensions(layers[name]) if leaves[path][n : n + 1] == (size,)
-        }
-        if not meet:
-            raise BindingError(f'flatten={{"{name}": {shape}}}: no leaf of {name} reads {size} features')
-        said |= {path: {n: _image(shape)} for path, n in meet.items()}
-    return said
-
-
-def _reading_dimensions(layer: Layer) -> Iterator[tuple[str, int]]:
-    """The leaves that meet a layer's input feature by feature, and which dimension does."""
-    rules = layer.rules(0) if callable(layer.rules) else layer.rules
-    parts = [part for rule in rules for part in (rule.parts if isinstance(rule, Sum | Running) else [rule])]
-    for part in parts:
-        if isinstance(part, Rule) and (axis := _input_axis(part, layer.kind)) in part.layout.left:
-            paths = (layer.elsewhere.get(path, layer.path + path) for path in part.paths)
-            yield from ((path, part.layout.left.index(axis)) for path in paths)
-
-
-def _input_axis(rule: Rule, kind: str) -> tuple[str, ...] | None:
-    """The axis along which torch's parameter meets the input: a matrix's columns, a norm's only axis."""
-    right = rule.layout.right
-    return right[1] if len(right) == 2 else right[0] if kind == "norm" and len(right) == 1 else None
-
-
-def _image(shape: tuple[int, ...]) -> Merged:
-    """An image of torch's shape `(C, *space)` as JAX flattens it: channels last."""
-    if (names := {2: "cw", 3: "chw", 4: "cdhw"}.get(len(shape))) is None:
-        raise BindingError(f"{shape} is no image: say torch's (C, W), (C, H, W) or (C, D, H, W)")
-    channels, *space = zip(names, shape, strict=True)
-    return Merged((*space, channels), tuple(name for name, _ in (channels, *space)))
 
 
 def _refuse_suspects(reading: Reading, settled: set[str]) -> None:

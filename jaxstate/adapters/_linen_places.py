@@ -14,6 +14,8 @@ from flax import linen as nn
 from jaxstate.adapters._linen_trace import Path, Shape, Variable
 from jaxstate.declared import JaxOnly, Sum
 from jaxstate.errors import BindingError
+from jaxstate.fused import Fused
+from jaxstate.padded import Padded
 from jaxstate.rule import Rule
 from jaxstate.spectral import Spectral
 
@@ -82,6 +84,10 @@ class Places:
                 return rule.renamed(self._path(rule.path, rule.paths[0]))
             case Sum():
                 return replace(rule, parts=tuple(self.locate(part) for part in rule.parts))
+            case Fused():
+                return Fused([self.locate(part) for part in rule.parts], rule.axis)
+            case Padded():
+                return replace(rule, rule=self.locate(rule.rule))
             case Spectral():
                 weight, u = self.locate(rule.weight), self.locate(rule.u)
                 return replace(rule, weight=weight, u=u, sigma=self._path(rule.sigma, rule.sigma))

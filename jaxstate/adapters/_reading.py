@@ -6,16 +6,19 @@ here: rules that the caller gave, stacked layers, tied modules, and the refusal 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._stacks import Stacks, find_stacks
+from jaxstate.apart import apart
 from jaxstate.binding import AnyRule, matches
 from jaxstate.blocks import Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import BindingError
+from jaxstate.fused import Fused
 from jaxstate.layout import Layout
+from jaxstate.padded import Padded
 from jaxstate.rule import Rule
 from jaxstate.running import Running
 from jaxstate.spectral import Spectral
@@ -97,22 +100,36 @@ def rules_of(reading: Reading, options: Options) -> list[AnyRule]:
     """
     found = reading.found
     _check_as_is(found, options.as_is)
-    given = _Given(options.rules)
+    given = _Given(_given_rules(found, options.rules))
     stacks = find_stacks(
         [part for part in found if isinstance(part, Layer)], {**reading.stacked, **options.stacked}
     )
     own = [_own_rules(part, stacks, options.as_is) for part in found]
-    bound = {rule.paths: rule for rules in own for rule in rules or () if isinstance(rule, Rule)}
+    bound = _first_of_each([rule for rules in own for rule in rules or () if isinstance(rule, Rule)])
     rules, unknown = [], []
     for part, known in zip(found, own, strict=True):
         if known is None and isinstance(part, Leaf) and not given.has(part.path):
             known = _tied_leaf(part, bound)
             unknown += [part] if not known else []
-        replaced = [rule for rule in known or () if not given.claims(rule)]
-        rules += [*given.rules_for(_paths(part)), *replaced]
+        kept = [one for rule in known or () for one in given.kept(rule, bound)]
+        rules += [*given.rules_for(_paths(part)), *kept]
     if unknown:
         raise BindingError(_unknown(unknown))
     return list(_shared_once([*rules, *given.rest()]))
+
+
+def _first_of_each(rules: Sequence[Rule]) -> dict[tuple[str, ...], Rule]:
+    """The first rule of each leaf; those of other layers that share it are ties to it."""
+    first: dict[tuple[str, ...], Rule] = {}
+    for rule in rules:
+        first.setdefault(rule.paths, rule)
+    return first
+
+
+def _given_rules(found: Sequence[Layer | Leaf], rules: Sequence[AnyRule]) -> list[AnyRule]:
+    """The caller's rules; in a model of layers, whose order is torch's, each layer's on its own."""
+    modules = any(isinstance(part, Layer) for part in found)
+    return [one for rule in rules for one in (apart(rule) if modules else [rule])]
 
 
 def _check_as_is(found: Sequence[Layer | Leaf], patterns: Sequence[str]) -> None:
@@ -143,6 +160,10 @@ def _moved(rule: AnyRule, layer: Layer) -> AnyRule:
         return rule
     if isinstance(rule, Rule) and rule.path in moved:
         return rule.renamed(moved[rule.path])
+    if isinstance(rule, Padded):
+        return replace(rule, rule=_moved(rule.rule, layer))
+    if isinstance(rule, Fused):
+        return Fused([_moved(part, layer) for part in rule.parts], rule.axis)  # type: ignore[misc]
     if isinstance(rule, Running):
         return rule.moved(moved)
     shared = ", ".join(moved[path] for path in rule.paths if path in moved)
@@ -205,7 +226,7 @@ def _ties(new: Any, old: Any) -> list[Tied]:
         return []
     if isinstance(new, Sum | Running):
         return [tie for pair in zip(new.parts, old.parts, strict=True) for tie in _ties(*pair)]
-    if isinstance(new, Spectral | Blocks):
+    if isinstance(new, Spectral | Blocks | Fused | Padded):
         return [Tied(*pair) for pair in zip(new.keys, old.keys, strict=True)]
     axes = dict(new.names) if isinstance(new, Rule) else new.axes
     return [Tied(new.key, old.key, axes)]
@@ -230,8 +251,18 @@ class _Given:
     def has(self, path: str) -> bool:
         return path in self.owner
 
-    def claims(self, rule: AnyRule) -> bool:
-        return any(path in self.owner for path in rule.paths)
+    def kept(self, rule: AnyRule, bound: Mapping[tuple[str, ...], Rule]) -> list[AnyRule]:
+        """What stays of a rule that was read: all of it, or that it gives the caller's leaf a second name."""
+        owners = [self.rules[self.owner[path]] for path in rule.paths if path in self.owner]
+        if not owners:
+            return [rule]
+        first = bound.get(rule.paths)
+        if not isinstance(rule, Rule) or first is None:
+            return []
+        said = {key for other in self.rules for key in other.keys}
+        is_named = owners[0].keys == first.keys and said.isdisjoint(rule.keys)
+        is_second = is_named and _same_layout(rule, first)
+        return [Tied(rule.key, first.key, dict(rule.names))] if is_second else []
 
     def rules_for(self, paths: Sequence[str]) -> list[AnyRule]:
         numbers = dict.fromkeys(self.owner[path] for path in paths if path in self.owner)

@@ -22,7 +22,9 @@ def weight_norm(
     prefix: str = "layer_instance.",
     kept_axes: bool = False,
 ) -> Rules:
-    """torch.nn.utils.parametrizations.weight_norm with `dim=0`: magnitude `original0`, direction `original1`.
+    """torch.nn.utils.parametrizations.weight_norm: magnitude `original0`, direction `original1`.
+
+    torch's `dim` follows from the axis: 0 for the outputs of Linear and Conv, 2 for the taps of a Conv1d.
 
     Args:
         inner: the rules of the layer inside.
@@ -32,7 +34,7 @@ def weight_norm(
         kept_axes: True if the magnitudes have an axis of length one for each other axis of the leaf.
 
     Raises:
-        BindingError: an axis that is not the first of torch's weight; a weight that has no rule of its own.
+        BindingError: axes that are no one dimension of torch's weight; a weight that has no rule of its own.
     """
     weights = [rule for rule in inner if not scales.keys().isdisjoint(rule.paths)]
     others = [rule.at("", prefix) for rule in inner if rule not in weights]
@@ -46,11 +48,14 @@ def weight_norm(
 
 def _parts(rule: Rule, scales: Mapping[str, str], feature_axes: Any, prefix: str, kept_axes: bool) -> Rules:
     """Magnitude and direction of one weight."""
-    place, first = f"parametrizations.{rule.key}.", _scaled_axes(rule, feature_axes)
-    merged = f"({' '.join(first)})" if len(first) > 1 else "".join(first)
-    ones = ["1"] * (len(rule.layout.right) - 1) if first else []
-    left = ["".join(first) if dim == first else "1" for dim in rule.layout.left] if kept_axes else first
-    pattern = f"{' '.join(left)} -> {' '.join([merged, *ones])}"
+    place, dim = f"parametrizations.{rule.key}.", _scaled_dimension(rule, feature_axes)
+    scaled = () if dim is None else rule.layout.right[dim]
+    there = " ".join(f"~{axis}" if axis in rule.layout.flipped else axis for axis in scaled)
+    merged = f"({there})" if len(scaled) > 1 else there
+    ones = ["1"] * (len(rule.layout.right) if scaled else 0)
+    right = [merged if n == dim else one for n, one in enumerate(ones)]
+    left = ["".join(scaled) if d == scaled else "1" for d in rule.layout.left] if kept_axes else scaled
+    pattern = f"{' '.join(left)} -> {' '.join(right)}"
     magnitude = Rule("original0", scales[rule.path], pattern)
     return [magnitude.at(place, ""), _renamed(rule, place + "original1", prefix)]
 
@@ -112,15 +117,15 @@ def _renamed(rule: Rule, key: str, prefix: str) -> Rule:
     return Rule(key, prefix + rule.path, rule.pattern, **sizes)
 
 
-def _scaled_axes(rule: Rule, feature_axes: Any) -> tuple[str, ...]:
-    """The axes that have a magnitude each: those of the first of torch's axes, or none at all."""
+def _scaled_dimension(rule: Rule, feature_axes: Any) -> int | None:
+    """The dimension of torch's weight that has a magnitude for each position; None if it has one for all."""
     axes = [feature_axes] if isinstance(feature_axes, int) else list(feature_axes or ())
     layout: Layout = rule.layout
     names = [layout.left[axis] for axis in axes if -len(layout.left) <= axis < len(layout.left)]
     merged = tuple(name for dim in names for name in dim)
-    if merged not in ((), layout.right[0]):
+    if merged and merged not in layout.right:
         raise BindingError(
             f"WeightNorm with feature_axes={feature_axes} scales axis {' '.join(merged)} of {rule}; torch's "
-            f"weight_norm scales the first axis of its weight, {' '.join(layout.right[0])}"
+            f"weight_norm scales one dimension of its weight, or all of it"
         )
-    return merged
+    return layout.right.index(merged) if merged else None

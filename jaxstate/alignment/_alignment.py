@@ -138,7 +138,7 @@ def _error(alignment: Alignment, comparison: Comparison) -> StateDictError:
     missing, unexpected = alignment.missing_keys, alignment.unexpected_keys
     sizes = [m for m in comparison.mismatched if m.key in missing and m.key in unexpected]
     both = {mismatch.key for mismatch in sizes}
-    problems = [*Comparison(mismatched=tuple(sizes)).error().problems, *alignment.problems]
+    problems = [*Comparison(mismatched=tuple(sizes)).error().problems, *alignment.problems, *comparison.hints]
     if alignment.pairs:
         problems.append(f"{len(alignment.pairs)} others are paired: js.align(model, state_dict) shows how.")
     return StateDictError(

@@ -65,7 +65,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 def _parameters(binding: Binding, leaves: Mapping[str, Any]) -> Parameters:
     parameters = Parameters.of(binding, tuple(leaves))
-    problems = [*refused_sums(parameters), *_untold(parameters)]
+    problems = [*refused_sums(parameters), *_untold(parameters), *_padded(parameters)]
     if problems:
         raise OptimizerError("these leaves are no parameters of torch's:\n\t" + "\n\t".join(problems))
     return parameters
@@ -78,6 +78,14 @@ def _untold(parameters: Parameters) -> list[str]:
         "optax.partition, or freeze it"
         for family in families
         for path in parameters.own_paths(family)
+    ]
+
+
+def _padded(parameters: Parameters) -> list[str]:
+    return [
+        f"leaves {quoted(family.paths)} are of another size than torch's, as {family!r} says, and what the "
+        "optimizer does to one row depends on all; leave them to another transformation with optax.partition"
+        for family in parameters.padded
     ]
 
 

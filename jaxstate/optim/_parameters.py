@@ -1,22 +1,22 @@
 """Parameters: a Binding as an optimizer sees it, restricted to the leaves that the optimizer holds.
 
-A rule whose key and path share a hole is many rules at once, and here they are taken apart: each remaining
-one is a family of keys and leaves that belong together, whole or not at all, in one group and at one step.
+A rule whose key and path share a hole is many rules at once, and they are taken apart: each remaining one is
+a family of keys and leaves that belong together, whole or not at all, in one group and at one step.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import product
 from typing import Any
 
+from jaxstate.apart import Bijection, apart
 from jaxstate.binding import AnyRule, Binding
 from jaxstate.blocks import Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._state import State
+from jaxstate.padded import Padded
 from jaxstate.rule import Entry, Rule
-from jaxstate.template import fill, holes
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,8 @@ class Itself(Entry):
         return (self.key,)
 
 
-Family = Rule | Sum | Blocks | JaxOnly | Itself
+Family = Bijection | Padded | Sum | Blocks | JaxOnly | Itself
+Start = Callable[[str], Any]  # of a path: what an array is full of before the first step
 
 # Variables of a Linen model hold the parameters in a collection of this name, those of a stateful Haiku model
 # are the first of two; optimizers see their content.
@@ -114,36 +115,52 @@ class Parameters:
         rows = {key: family for family in lossy for key in family.keys}
         return {name: rows[key] for name, key in self.names.items() if key in rows}
 
+    @property
+    def padded(self) -> list[Padded]:
+        """The families of which one side has more than the other."""
+        return [family for family in self.families if isinstance(family, Padded)]
+
     def own_paths(self, family: Family) -> tuple[str, ...]:
         """The optimizer's names for the leaves of a family."""
         return tuple(path.removeprefix(self.prefix) for path in family.paths)
 
-    def to_torch(self, leaves: Mapping[str, Any]) -> dict[str, Any]:
-        """torch's arrays of these leaves by name; leaves of a family come together."""
+    def to_torch(self, leaves: Mapping[str, Any], start: Start = lambda path: 0) -> dict[str, Any]:
+        """torch's arrays of these leaves by name; leaves of a family come together.
+
+        Args:
+            start: what stands in a padding.
+        """
         placed = {self.prefix + path: leaf for path, leaf in leaves.items()}
         arrays: dict[str, Any] = {}
-        for family in self._moved(placed):
+        for family in self._moved(placed, start):
             arrays |= family.state_dict(placed)
         return {name: arrays[key] for name, key in self.names.items() if key in arrays}
 
-    def to_jax(self, arrays: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    def to_jax(
+        self, arrays: Mapping[str, Any], like: Mapping[str, Any], start: Start = lambda path: 0
+    ) -> dict[str, Any]:
         """The leaves of torch's arrays, which have shapes that fit; `like` are leaves, perhaps abstract."""
         by_key = {key: arrays[name] for name, key in self.names.items() if name in arrays}
         placed = {self.prefix + path: leaf for path, leaf in like.items()}
-        moved = [family.of(placed).leaves(by_key) for family in self._moved(placed)]
+        moved = [family.of(placed).leaves(by_key) for family in self._moved(placed, start)]
         return {path.removeprefix(self.prefix): leaf for row in moved for path, leaf in row.items()}
 
     def shapes(self, like: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """torch's shape by name, for leaves that may be abstract."""
         placed = {self.prefix + path: leaf for path, leaf in like.items()}
         shapes: dict[str, tuple[int, ...]] = {}
-        for family in self._moved(placed):
+        for family in self._moved(placed, lambda path: 0):
             shapes |= family.of(placed).shapes
         return {name: shapes[key] for name, key in self.names.items() if key in shapes}
 
-    def _moved(self, placed: Mapping[str, Any]) -> list[Rule]:
-        rules = [family for family in self.families if isinstance(family, Rule)]
-        return [rule for rule in rules if any(path in placed for path in rule.paths)]
+    def started(self, family: Padded, start: Start) -> Padded:
+        """The family for an optimizer's arrays that start so."""
+        return family.started(start(self.own_paths(family)[0]))
+
+    def _moved(self, placed: Mapping[str, Any], start: Start) -> list[Any]:
+        rules = [family for family in self.families if isinstance(family, Bijection | Padded)]
+        here = [rule for rule in rules if any(path in placed for path in rule.paths)]
+        return [self.started(rule, start) if isinstance(rule, Padded) else rule for rule in here]
 
 
 def _laid_out_anew(binding: Binding) -> list[str]:
@@ -159,26 +176,9 @@ def _is_plain(rule: Any) -> bool:
 
 
 def _families(rule: AnyRule) -> Iterable[Family]:
-    if isinstance(rule, Rule):
-        return [] if rule.buffer else _apart(rule)
+    if isinstance(rule, Bijection | Padded):
+        return apart(rule) if rule.trainable else []
     return [rule] if isinstance(rule, (Sum, Blocks, JaxOnly)) else []
-
-
-def _apart(rule: Rule) -> list[Rule]:
-    """One rule for each value of the holes that key and path share."""
-    values = dict(rule.names)
-    shared = [axis for axis in holes(rule.key) if axis in holes(rule.path)]
-    rest = {axis: row for axis, row in values.items() if axis not in shared}
-    if not shared:
-        return [rule]
-    rows = [dict(zip(shared, row, strict=True)) for row in product(*(values[axis] for axis in shared))]
-    return [_at(rule, row, rest) for row in rows]
-
-
-def _at(rule: Rule, row: Mapping[str, Any], rest: Mapping[str, Any]) -> Rule:
-    axes: dict[str, Any] = {**rest, **dict(rule.sizes)}
-    names = fill(rule.key, row), fill(rule.path, row)
-    return Rule(*names, rule.pattern, shape=rule.shape, dtype=rule.dtype, **axes)
 
 
 def _prefix(families: Sequence[Family], paths: Sequence[str]) -> str:

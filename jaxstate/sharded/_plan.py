@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxstate.adapters import adapter_of
+from jaxstate.apart import Bijection
 from jaxstate.binding import Binding
 from jaxstate.convert import fitting
 from jaxstate.declared import Tied
 from jaxstate.errors import BindingError
-from jaxstate.rule import Rule
 from jaxstate.sharded._leaves import gathered, own, shards
 
 MAX_CHUNKS = 256  # that one shard may fall into on torch's side
@@ -58,7 +58,7 @@ def plan_of(model: Any, binding: Binding | None) -> Plan:
     leaves = {collection + path: leaf for path, leaf in leaves.items()}
     everywhere = {path: gathered(leaf) for path, leaf in leaves.items()}
     here = {path: own(leaf) for path, leaf in leaves.items()}
-    rules = [rule for rule in binding.rules if isinstance(rule, Rule)]
+    rules = [rule for rule in binding.rules if isinstance(rule, Bijection)]
     mine = {key: array for rule in rules for key, array in rule.lazy_state_dict(here).items()}
     chunks = {key: found for rule in rules for key, found in _chunks(rule, leaves).items()}
     for key, to in (pair for rule in binding.rules if isinstance(rule, Tied) for pair in rule.pairs):
@@ -74,7 +74,7 @@ def check_values(plan: Plan) -> None:
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
 
 
-def _chunks(rule: Rule, leaves: Mapping[str, Any]) -> dict[str, dict[Any, tuple[int, ...]]]:
+def _chunks(rule: Bijection, leaves: Mapping[str, Any]) -> dict[str, dict[Any, tuple[int, ...]]]:
     """The boxes of torch's arrays that the shards of this rule's leaves are, and who has each."""
     found: dict[str, dict[Any, tuple[int, ...]]] = {key: {} for key in rule.keys}
     for path in rule.paths:

@@ -7,15 +7,14 @@ innermost of torch's.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 import numpy as np
 
+from jaxstate.apart import apart
 from jaxstate.binding import Binding
 from jaxstate.declared import Sum, Tied
 from jaxstate.rule import Rule
-from jaxstate.template import fill, holes, names
 from jaxstate.testing._calls import Module
 
 
@@ -99,15 +98,8 @@ def order_of(binding: Binding | None, name: str, length: int) -> np.ndarray | No
 
 
 def _edges(rule: Any) -> Iterator[tuple[str, frozenset[str]]]:
-    if not isinstance(rule, Rule):
-        yield from ((key, frozenset(rule.paths)) for key in rule.keys)
-        return
-    values = dict(rule.names)
-    shared = [axis for axis in holes(rule.key) if axis in holes(rule.path)]
-    for row in product(*(values[axis] for axis in shared)):
-        here = dict(zip(shared, row, strict=True))
-        paths = frozenset(names(fill(rule.path, here), values))
-        yield from ((key, paths) for key in names(fill(rule.key, here), values))
+    for family in apart(rule):
+        yield from ((key, frozenset(family.paths)) for key in family.keys)
 
 
 def _below(leaves: Mapping[str, frozenset[str]], name: str) -> frozenset[str]:

@@ -12,6 +12,7 @@ from jaxstate.binding import Binding
 from jaxstate.declared import Sum
 from jaxstate.errors import ParityError
 from jaxstate.foreign import as_numpy
+from jaxstate.padded import Padded
 from jaxstate.testing._arrays import named_live
 from jaxstate.testing._distance import distance, scale
 from jaxstate.testing._port import Layouts, Port
@@ -91,6 +92,7 @@ def jax_gradients(port: Port, loss: Callable[[Any], Any] | None) -> dict[str, np
 def in_torch(binding: Binding, gradients: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Gradients of leaves as those of torch's parameters: each term of a sum has that of the sum."""
     rules = [part for rule in binding.rules for part in (rule.parts if isinstance(rule, Sum) else [rule])]
+    rules = [rule.started(0) if isinstance(rule, Padded) else rule for rule in rules]
     moved = {key: array for rule in rules for key, array in rule.state_dict(gradients).items()}
     return {key: moved[key] for key in binding.parameters if key in moved}
 

@@ -234,6 +234,12 @@ def _wrappers(i, o):
             image,
         ),
         Case(
+            "WeightNorm of inputs",
+            lambda: weight(nn.Conv2d(i, o, (2, 3)), dim=1),
+            lambda k: eqx.nn.WeightNorm(eqx.nn.Conv2d(i, o, (2, 3), key=k), axis=1),
+            image,
+        ),
+        Case(
             "WeightNorm of Linear as a whole",
             lambda: weight(nn.Linear(i, o), dim=None),
             lambda k: eqx.nn.WeightNorm(eqx.nn.Linear(i, o, key=k), axis=None),

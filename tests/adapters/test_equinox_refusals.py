@@ -33,11 +33,6 @@ REFUSED = {
         "biases everywhere or nowhere",
     ),
     "slopes of an image": (lambda k: eqx.nn.PReLU(jnp.ones((2, 3))), {}, "PReLU with slopes of shape"),
-    "another norm": (
-        lambda k: eqx.nn.WeightNorm(eqx.nn.Linear(3, 4, key=k), axis=1),
-        {},
-        "torch's weight_norm scales the first axis",
-    ),
     "groups of another matrix": (
         lambda k: eqx.nn.SpectralNorm(eqx.nn.ConvTranspose2d(4, 4, 2, groups=2, key=k), "weight", key=k),
         {},

@@ -120,9 +120,16 @@ def test_a_suspected_flatten_is_refused_with_the_remedies():
 @pytest.mark.parametrize(
     "said, words",
     [
-        ({"fcc": (3, 4, 5)}, "there is no such layer; there are ['conv', 'fc']"),
-        ({"fc": (3, 4, 6)}, "no leaf of fc reads 72 features"),
-        ({"fc": (60,)}, "(60,) is no image"),
+        ({"head": (9, 9)}, "there is no such layer; there are ['conv', 'fc']"),
+        ({"fcc": (9, 9)}, 'there is no such layer; say flatten={"fc": (9, 9)}'),
+        ({"head": (3, 4, 5)}, 'there is no such layer; say flatten={"fc": (3, 4, 5)}'),
+        ({"head": None}, "there is no such layer; there are ['conv', 'fc']"),
+        ({"fc": (3, 4, 6)}, 'reads 72 features; say flatten={"fc": (C, H, W)} with C * H * W = 60'),
+        ({"conv": (3, 4, 5)}, 'reads 60 features; fc does: say flatten={"fc": (3, 4, 5)}'),
+        ({"conv": (1, 2)}, 'no leaf of conv reads 2 features; say flatten={"conv": None}'),
+        ({"fc": (60,)}, "(60,) is no image: say torch's (C, W), (C, H, W) or (C, D, H, W)"),
+        ({"fc": 60}, "60 is no image: say torch's"),
+        ((3, 4, 5), 'does not say which layer reads the image: flatten={"fc": (3, 4, 5)}'),
     ],
 )
 def test_what_is_said_must_be_so(said, words):

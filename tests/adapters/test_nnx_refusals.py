@@ -107,17 +107,11 @@ REFUSED = [
         "['k'] of the kernel meet no input and no output",
     ),
     (
-        "WeightNorm of torch's second axis",
-        lambda: _weight_norm(_up()),
+        "WeightNorm of two of torch's dimensions",
+        lambda: _weight_norm(_up(), feature_axes=(0, -1)),
         {},
-        'scales axis o of Rule("weight", "kernel", "h w i o -> i o ~h ~w"); torch\'s weight_norm '
-        "scales the first axis of its weight, i",
-    ),
-    (
-        "WeightNorm of an input axis",
-        lambda: _weight_norm(_linear(), feature_axes=0),
-        {},
-        'scales axis i of Rule("weight", "kernel", "i o -> o i")',
+        'scales axis h o of Rule("weight", "kernel", "h w i o -> i o ~h ~w"); torch\'s weight_norm '
+        "scales one dimension of its weight, or all of it",
     ),
     (
         "WeightNorm without magnitudes",

@@ -127,6 +127,24 @@ def _weight_norms(i, o):
             (6, i),
         ),
         Case(
+            "weight_norm of the taps",
+            lambda: parametrizations.weight_norm(nn.Conv1d(i, o, 3), dim=2),
+            lambda: nnx.WeightNorm(
+                nnx.Conv(i, o, (3,), padding="VALID", rngs=rngs()), feature_axes=0, rngs=rngs()
+            ),
+            (2, i, 6),
+            image=True,
+        ),
+        Case(
+            "weight_norm of taps that run backwards",
+            lambda: parametrizations.weight_norm(nn.ConvTranspose1d(i, o, 3), dim=2),
+            lambda: nnx.WeightNorm(
+                nnx.ConvTranspose(i, o, (3,), padding="VALID", rngs=rngs()), feature_axes=0, rngs=rngs()
+            ),
+            (2, i, 6),
+            image=True,
+        ),
+        Case(
             "weight_norm of several axes",
             lambda: parametrizations.weight_norm(nn.Linear(i, 2 * o)),
             lambda: nnx.WeightNorm(
@@ -330,3 +348,22 @@ def test_a_module_that_stands_twice_has_its_keys_twice(number):
         key[2:] for key in binding.keys if key[0] == "a"
     ]
     assert binding.keys[0][0] == "b" and all(key[0] == "b" for key in binding.parameters)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.weight_norm.* is deprecated:FutureWarning")
+def test_a_weight_norm_of_an_older_file_goes_by_its_names():
+    theirs = randomized(torch.nn.utils.weight_norm(nn.Conv1d(3, 5, 4), dim=2))
+    file = theirs.state_dict()
+    assert list(file) == ["bias", "weight_g", "weight_v"] and file["weight_g"].shape == (1, 1, 4)
+    template = built(
+        lambda: nnx.WeightNorm(
+            nnx.Conv(3, 5, (4,), padding="VALID", rngs=rngs()), feature_axes=0, rngs=rngs()
+        )
+    )
+    binding = js.bind(template, like=file)
+    model = js.load_state_dict(template, file, binding)
+    written = js.state_dict(model, binding)
+    assert list(written) == list(file)
+    assert all(written[key].tobytes() == x.numpy().tobytes() for key, x in file.items())
+    x = noise(2, 3, 9)
+    assert_close(model(as_jax(x, channels_last=True)), theirs(x).detach().moveaxis(1, -1))

@@ -58,3 +58,19 @@ def test_what_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
     with pytest.raises(FileError, match="exists; several processes write into a new folder only"):
         js.sharded.save(model, tmp_path, binding)
+
+
+@pytest.mark.parametrize("format", ["safetensors", "dcp"])
+def test_what_is_joined_of_parts_or_padded(tmp_path, format):
+    parts = [js.Rule("qkv.weight", f"{p}.kernel", "d n k -> (n k) d") for p in "qkv"]
+    padded = js.Padded(js.Rule("wte.weight", "wte", "v d -> v d"), "v", 5)
+    binding = js.Binding((js.Fused(parts, "n"), padded))
+    shapes = {"q.kernel": (4, 4, 3), "k.kernel": (4, 2, 3), "v.kernel": (4, 2, 3), "wte": (8, 4)}
+    model = {path: np.random.default_rng(n).random(shape) for n, (path, shape) in enumerate(shapes.items())}
+    model["wte"][5:] = 0
+    js.sharded.save(model, tmp_path / "a", binding, format=format)
+    found = js.load(tmp_path / "a")
+    whole = np.concatenate([model[f"{p}.kernel"].reshape(4, -1).T for p in "qkv"])
+    assert np.array_equal(found["qkv.weight"], whole) and np.array_equal(
+        found["wte.weight"], model["wte"][:5]
+    )

@@ -1,6 +1,7 @@
 """Real architectures, small: torch's file in, torch's outputs out, and the file back bit for bit."""
 
 import importlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from twin import built, randomized
 import jaxstate as js
 
 PLAIN = ["tagger", "unet"]
-OF_TRANSFORMERS = ["gpt2", "llama", "bert", "vit", "resnet", "convnext", "t5", "whisper"]
+OF_TRANSFORMERS = ["gpt2", "llama", "bert", "vit", "resnet", "convnext", "t5", "whisper", "phi3", "wav2vec2"]
 
 
 def rules_by_hand(twin):
@@ -29,6 +30,53 @@ def test_a_twin_is_torchs(name):
     binding = js.bind(template, like=sd, **twin.options)
     model = js.load_state_dict(template, sd, binding)
     assert rules_by_hand(twin) <= 5
+    written = js.state_dict(model, binding)  # a WeightNorm that is called forgets how long its directions are
+    _assert_same_outputs(twin, theirs, model)
+    _assert_same_file(written, theirs)
+
+
+def test_a_rule_for_all_layers_leaves_each_in_its_place():
+    """The order of the keys is that of an optimizer's ids."""
+    pytest.importorskip("transformers")
+    twin = importlib.import_module("phi3_twin").TWIN
+    keys = [key for key in js.bind(built(twin.ours), **twin.options).keys if ".layers." in key]
+    assert keys == sorted(keys, key=lambda key: key.split(".")[2])
+    own = [key.split(".", 3)[3] for key in keys[:6]]
+    assert own[:2] == ["self_attn.qkv_proj.weight", "self_attn.o_proj.weight"]
+    assert own[2:4] == ["mlp.gate_up_proj.weight", "mlp.down_proj.weight"]
+
+
+def test_the_error_without_rules_says_those_that_the_twin_has():
+    pytest.importorskip("transformers")
+    twin = importlib.import_module("phi3_twin").TWIN
+    file, template = twin.theirs().state_dict(), built(twin.ours)
+    with pytest.raises(js.StateDictError) as caught:
+        js.bind(template, like=file)
+    said = [line.split("rules=")[1] for line in str(caught.value).splitlines() if "rules=" in line]
+    rules = [rule for line in said for rule in eval(line, vars(js))]
+    found, expected = js.bind(template, like=file, rules=rules), js.bind(template, like=file, **twin.options)
+    assert len(rules) == 4 and found.keys == expected.keys and found.shapes == expected.shapes
+    leaves = expected.leaves(file)
+    assert all(np.array_equal(x, leaves[path]) for path, x in found.leaves(file).items())
+
+
+def test_a_vocabulary_that_transformers_has_padded():
+    """Its new rows hold numbers, and the head is tied to them."""
+    pytest.importorskip("transformers")
+    twin = importlib.import_module("gpt2_twin").TWIN
+    theirs, template = randomized(twin.theirs()), built(twin.ours)
+    theirs.resize_token_embeddings(pad_to_multiple_of=16, mean_resizing=False)
+    sd = theirs.state_dict()
+    with pytest.raises(js.StateDictError, match="If the file is padded along v from 11 on") as caught:
+        js.bind(template, like=sd)
+    (rule,) = eval(str(caught.value).split("rules=")[1], vars(js))
+    with pytest.raises(
+        js.StateDictError, match="v 11:16, is not 0.0 everywhere; if it may be left out, bind"
+    ):
+        js.bind(template, rules=[rule], like=sd)
+    binding = js.bind(template, rules=[replace(rule, drop=True)], like=sd)
+    model = js.load_state_dict(template, sd, binding)
+    twin = replace(twin, reference=lambda model, **inputs: model(**inputs).logits[..., :11])
     _assert_same_outputs(twin, theirs, model)
     _assert_same_file(js.state_dict(model, binding), theirs)
 

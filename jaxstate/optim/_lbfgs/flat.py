@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxstate.apart import Bijection
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._parameters import Parameters
-from jaxstate.rule import Rule
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Flat:
         if binding is None:
             return cls(paths, shapes, None, paths)
         parameters = Parameters.of(binding, paths)
-        if strange := [str(family) for family in parameters.families if not isinstance(family, Rule)]:
+        if strange := [str(family) for family in parameters.families if not isinstance(family, Bijection)]:
             raise OptimizerError(
                 f"LBFGS keeps one vector of all of torch's parameters, and {', '.join(strange)} does not say "
                 "which of its elements these leaves are; leave them out of the tree that is optimized"

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxstate.errors import quoted
 from jaxstate.foreign import as_array
+from jaxstate.optim._padding import refused_there, starts
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
 from jaxstate.placement import narrows
@@ -58,7 +59,7 @@ class Entries:
         if buffer in self.state.algorithm.own:
             return {path: arrays[keys_of[path][0]] for path in likes if set(keys_of[path]) & set(arrays)}
         filled = {path: like for path, like in likes.items() if set(keys_of[path]) & set(arrays)}
-        return self.parameters.to_jax(arrays, filled)
+        return self.parameters.to_jax(arrays, filled, starts(self.state, buffer))
 
     def _arrays(self, buffer: str) -> dict[str, np.ndarray]:
         eager = self.state.algorithm.eager
@@ -94,6 +95,7 @@ class Entries:
             else:
                 yield f"{where} is no dict but {entry!r}"
         yield from self._uneven()
+        yield from self._padded()
         if self.state.algorithm.eager:
             lacking = [name for name in self.ids if name not in self.found]
             yield from (f'state has no entry for id {self.ids[name]} ("{name}")' for name in lacking)
@@ -141,6 +143,13 @@ class Entries:
                 found = {name: _as_array(self._value(name, buffer)) for name in names}
                 if len({None if x is None else x.tobytes() for x in found.values()}) > 1:
                     yield f"{path} is one leaf with one {buffer}, and the file has {found}"
+
+    def _padded(self) -> Iterator[str]:
+        """What stands in a padding of an array of the right shape; others are refused for that."""
+        for buffer, (shapes, _) in self._buffers.items() if self.parameters.padded else ():
+            found = {name: _as_array(self._value(name, buffer)) for name in shapes}
+            fitting = {name: x for name, x in found.items() if x is not None and x.shape == shapes[name]}
+            yield from refused_there(self.state, self.parameters, buffer, fitting)
 
     def _value(self, name: str, buffer: str) -> Any:
         entry = self.found.get(name)

@@ -15,6 +15,7 @@ from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._lbfgs.entry import lbfgs_entries
 from jaxstate.optim._lbfgs.state import LBFGSState
 from jaxstate.optim._nest.site import site_of
+from jaxstate.optim._padding import refused_here, starts
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
@@ -128,7 +129,7 @@ def _arrays(state: State, parameters: Parameters, buffer: str) -> dict[str, Any]
     """torch's arrays of a buffer by name; all keys of a leaf have one where it has a shape of its own."""
     leaves = {path: np.asarray(leaf) for path, leaf in state.buffer(buffer).items()}
     if buffer not in state.algorithm.own:
-        return parameters.to_torch(leaves)
+        return parameters.to_torch(leaves, starts(state, buffer))
     return {name: leaves[row[0]] for name, row in parameters.paths_of.items() if row[0] in leaves}
 
 
@@ -138,6 +139,7 @@ def _check(state: State, parameters: Parameters, steps: Mapping[str, int]) -> No
         *_untold(parameters, steps),
         *_uneven(parameters, steps),
         *_torn(state, parameters),
+        *refused_here(state, parameters),
     ]
     if problems:
         raise OptimizerError("torch has no form for this state:\n\t" + "\n\t".join(problems))
