@@ -199,7 +199,7 @@ def tables(found):
             part = size / hosts
             cost, read = rate["torch -> shards"] * part, part / DISK
             first = f"{name}, {size / 1e9:.0f} GB" if hosts == 8 else ""
-            yield f"| {first} | {hosts} | {part / 1e9:.3g} GB | {cost:.2g} s | {read:.2g} s |"
+            yield f"| {first} | {hosts} | {part / 1e9:.3g} GB | {_seconds(cost)} | {_seconds(read)} |"
     yield from (
         "",
         "| | scratch and checkpoint | memory | torch -> Orbax | Orbax -> torch |",
@@ -212,6 +212,10 @@ def tables(found):
             f"32 MiB there, 2 x {largest / 1e9} GB back",
         )
         yield f"| {name} | {room} | {memory} | {minutes[0]} | {minutes[1]} |"
+
+
+def _seconds(number):
+    return f"{number:.0f} s" if number >= 10 else f"{number:.2g} s"
 
 
 def main():
