@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxstate as js
+import jaxstate.together
 from jaxstate.errors import BindingError, CheckpointError, FileError, JaxstateError, StateDictError
 from jaxstate.together import alike, exchanged, together
 
@@ -95,6 +96,15 @@ def steps():
     )
     fails(BindingError, lambda: alike("a word", str(me()), BindingError), "process 0: 0", "process 1: 1")
     alike("a word", "the same", BindingError)
+
+
+def one_that_does_not_come():
+    """After this the processes are out of step, so it comes last."""
+    if me() == 0:
+        jaxstate.together.PATIENCE = 1
+        fails(JaxstateError, lambda: exchanged("here", ""), "here: process 1 did not come within 1 seconds")
+    else:
+        time.sleep(2)
 
 
 def failing():
@@ -389,6 +399,7 @@ def main(root):
     orbax_folders(folder)
     orbax_steps(folder)
     orbax_that_fails(root / "shared")
+    one_that_does_not_come()
     if me() == 0:
         js.save(sd, root / "expected.pt")
     print("all of it")
