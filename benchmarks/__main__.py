@@ -134,12 +134,25 @@ def _shape(name):
         yield measured(f"{name}, load_state_dict", "shapes", ["copy", "load", "expected"], here, size)
         yield measured(f"{name}, state_dict", "shapes", ["copy", "export", "torch_side"], here, size)
         if name == "small":
-            for leaves in (options["leaves"] // 4, options["leaves"]):
-                here["leaves"] = leaves
-                yield measured(f"{name}, bind and load {leaves}", "shapes", ["copy", "bind"], here, size)
+            yield from _small_layers(here)
 
     rows.__doc__ = f"The shape `{name}` of benchmarks/shapes.py."
     return rows
+
+
+def _small_layers(options):
+    """bind, load_state_dict and state_dict of an NNX model, and how they grow with its leaves."""
+    methods, tables = ["copy", "nnx_bind", "nnx_load", "nnx_export"], []
+    for leaves in (options["leaves"] * 2 // 5, options["leaves"]):
+        here = {**options, "leaves": leaves}
+        title = f"NNX model of {leaves} leaves"
+        tables.append(measured(title, "shapes", methods, here, _shape_bytes("small", here)))
+    few, many = (table["rows"] for table in tables)
+    growth = {name: many[name]["cpu"] / max(few[name]["cpu"], 1e-9) for name in methods[1:]}
+    told = ", ".join(f"{name} {times:.2f}" for name, times in growth.items())
+    print(f"\n2.5 times the leaves cost, times the CPU seconds: {told}")
+    yield from tables
+    yield {"table": "2.5 times the leaves, times the CPU seconds", "rows": growth}
 
 
 def _shape_bytes(name, options):

@@ -125,22 +125,56 @@ def torch_side(options):
     return lambda: made, checksum
 
 
-def bind(options):
-    """Bind and convert an NNX model of many small layers."""
+def _nnx(options):
+    """An NNX model of many small layers, made of copies: thousands of their own cost Flax minutes."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    class Block(nnx.Module):
+        def __init__(self, rngs):
+            self.layers = nnx.List([nnx.Linear(8, 8, rngs=rngs) for _ in range(4)])
+            self.norm = nnx.LayerNorm(8, rngs=rngs)
+
+    graphdef, state = nnx.split(Block(nnx.Rngs(0)))
+    blocks = range(max(1, options["leaves"] // 10))
+    filled = ((path, leaf.get_raw_value()) for path, leaf in nnx.to_flat_state(state))
+    values = [(path, jnp.full(value.shape, 0.5, value.dtype)) for path, value in filled]
+    return nnx.List([nnx.merge(graphdef, nnx.from_flat_state(values)) for _ in blocks])
+
+
+def nnx_bind(options):
+    import jaxstate as js
+
+    net = _nnx(options)
+    return lambda: js.bind(net), lambda found: None
+
+
+def nnx_load(options):
     import jax
     from flax import nnx
 
     import jaxstate as js
 
-    class Net(nnx.Module):
-        def __init__(self, rngs):
-            self.layers = nnx.List([nnx.Linear(2, 3, rngs=rngs) for _ in range(options["leaves"] // 2)])
-
-    net = nnx.eval_shape(lambda: Net(nnx.Rngs(0)))
-    made = arrays(small(options)[0])
+    net = _nnx(options)
+    binding = js.bind(net)
+    made = arrays(binding.shapes)
 
     def run():
-        binding = js.bind(net)
-        return jax.block_until_ready(nnx.state(js.load_state_dict(net, made, binding)))
+        new = js.load_state_dict(net, made, binding)
+        jax.block_until_ready(jax.tree.leaves(new))
+        return new
 
-    return run, lambda found: None
+    def digest(new):
+        assert len(jax.tree.leaves(nnx.state(new))) == len(made)
+        return checksum(js.state_dict(new, binding))
+
+    return run, digest
+
+
+def nnx_export(options):
+    import jaxstate as js
+
+    net = _nnx(options)
+    binding = js.bind(net)
+    loaded = js.load_state_dict(net, arrays(binding.shapes), binding)
+    return lambda: js.state_dict(loaded, binding), checksum

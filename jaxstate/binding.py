@@ -7,7 +7,7 @@ side and `{key: array}` on torch's, and whatever is shaped like the parameters m
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -106,35 +106,36 @@ class Binding:
     def state_dict(self, leaves: Arrays) -> dict[str, Any]:
         """torch's arrays of these leaves, in torch's order; tied keys hold one and the same array.
 
-        Raises:
-            BindingError: leaves that are missing, or that no rule names.
+        Raises BindingError for leaves that are missing, or that no rule names.
         """
         self._check_leaves(leaves)
-        arrays = {key: array for rule in self.rules for key, array in rule.state_dict(leaves).items()}
-        return {key: arrays[self._tied.get(key, key)] for key in self.keys}
+        return self.in_order({k: x for rule in self.rules for k, x in rule.state_dict(leaves).items()})
 
     def lazy_state_dict(self, leaves: Arrays) -> dict[str, Any]:
-        """The same arrays; those that bijections make are read from the leaves when they are asked for.
+        """The same arrays; those that bijections make are read from the leaves when they are asked for."""
+        return self.in_order(dict(self.each_array(leaves)))
 
-        Raises:
-            BindingError: leaves that are missing, or that no rule names.
-        """
+    def each_array(self, leaves: Arrays) -> Iterator[tuple[str, Any]]:
+        """The same arrays rule by rule and each once, so that one at a time is in memory; ties come later."""
         self._check_leaves(leaves)
-        arrays = {key: array for rule in self.rules for key, array in rule.lazy_state_dict(leaves).items()}
+        for rule in self.rules:
+            yield from rule.lazy_state_dict(leaves).items()
+
+    def in_order(self, arrays: Arrays) -> dict[str, Any]:
+        """Each rule's arrays in torch's order; tied keys hold one and the same array."""
         return {key: arrays[self._tied.get(key, key)] for key in self.keys}
 
     def leaves(self, state_dict: Arrays) -> dict[str, Any]:
         """The leaves of these torch arrays: the inverse of `state_dict`.
 
-        Raises:
-            StateDictError: anything that `compare` would list.
+        Raises StateDictError for anything that `compare` would list.
         """
         arrays = without_tensors(state_dict)
         if not (comparison := self.compare(arrays)):
             raise comparison.error()
         return dict(self.each_leaf(arrays))
 
-    def each_leaf(self, state_dict: Arrays, parted: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    def each_leaf(self, state_dict: Arrays, parted: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:
         """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory.
 
         Args:
@@ -144,15 +145,15 @@ class Binding:
         """
         arrays = self._untied(state_dict)
         for rule in self.rules:
-            lazy = not set(parted).isdisjoint(rule.paths)
+            lazy = any(path in parted for path in rule.paths)
             yield from (rule.lazy_leaves(arrays) if lazy else rule.leaves(Made(arrays))).items()
 
-    def agreeing(self, state_dict: Arrays, parted: Collection[str]) -> Arrays:
+    def agreeing(self, state_dict: Arrays, parted: Set[str]) -> Arrays:
         """The same state_dict, in which tied arrays of these leaves are compared when a part of them is read.
 
         Then no process reads all of both. Where they differ, reading raises StateDictError.
         """
-        keys = {key for rule in self.rules if not set(parted).isdisjoint(rule.paths) for key in rule.keys}
+        keys = {key for rule in self.rules if any(p in parted for p in rule.paths) for key in rule.keys}
         return agreeing(self._tied, state_dict, keys)
 
     def compare(self, state_dict: Arrays, only: str | Sequence[str] | None = None) -> Comparison:
@@ -202,7 +203,8 @@ class Binding:
             BindingError: a leaf that no rule names, a rule without its leaf, a shape that does not fit.
         """
         self._check_leaves(leaves)
-        return replace(self, rules=tuple(rule.of(leaves) for rule in self.rules))
+        rules = tuple(rule.of(leaves) for rule in self.rules)
+        return self if [*map(id, rules)] == [*map(id, self.rules)] else replace(self, rules=rules)
 
     def like(self, state_dict: Arrays) -> "Binding":
         """This Binding with what a file knows beyond the leaves: key order, torch-only values, `_metadata`.

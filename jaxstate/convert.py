@@ -4,7 +4,7 @@
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
 from jaxstate.io import Opaque
 from jaxstate.lazy import LazyArray
-from jaxstate.placement import fresh, is_parted, narrows, place, sharding_of
+from jaxstate.placement import fresh, is_parted, narrows, placed, sharding_of
 from jaxstate.together import processes_of, together
 
 
@@ -165,7 +165,7 @@ def state_dict(
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
     if abstract := [path for path, leaf in leaves.items() if isinstance(leaf, jax.ShapeDtypeStruct)]:
         raise BindingError(f"these leaves are abstract and have no values: {quoted(abstract)}")
-    arrays = _owned(binding.lazy_state_dict(leaves), lazy)
+    arrays = binding.in_order({key: _owned(array, lazy) for key, array in binding.each_array(leaves)})
     entries = {prefix + key: array for key, array in arrays.items() if recurse or "." not in key}
     if taken := sorted(set(entries) & set(destination or ())):
         raise BindingError(f"destination has these keys already: {quoted(taken)}; give another prefix")
@@ -206,7 +206,7 @@ def load_state_dict(
     """
     with together("js.load_state_dict", _of_another, _processes(model)):
         return moved_in(
-            model, state_dict, binding, place, is_parted, strict=strict, only=only, prefix=prefix, cast=cast
+            model, state_dict, binding, placed, is_parted, strict=strict, only=only, prefix=prefix, cast=cast
         )
 
 
@@ -214,7 +214,7 @@ def moved_in(
     model: Any,
     state_dict: Mapping[str, Any],
     binding: Binding | None,
-    place: Callable[[Any, Any], Any],
+    placed: Callable[[Iterable[tuple[str, Any]], Mapping[str, Any]], Mapping[str, Any]],
     is_parted: Callable[[Any], bool],
     *,
     strict: bool = True,
@@ -225,14 +225,13 @@ def moved_in(
     """`load_state_dict` with leaves that another function makes.
 
     Args:
-        place: `(leaf, template) -> leaf`, of the template's shape and dtype.
-        is_parted: whether `place` asks for this template's leaf in parts; it is given a `LazyArray` then.
+        placed: `({(path, leaf)}, templates) -> {path: leaf}`, of the templates' shapes and dtypes.
+        is_parted: whether `placed` asks for this template's leaf in parts; it is given a `LazyArray` then.
     """
     _check_mapping(state_dict)
-    adapter = adapter_of(model)
-    leaves = adapter.leaves(model)
-    binding, collection = fitting(binding, model, leaves)
-    leaves = {collection + path: leaf for path, leaf in leaves.items()}
+    model_leaves, with_leaves, without_values = adapter_of(model).opened(model)
+    binding, collection = fitting(binding, model, model_leaves)
+    leaves = {collection + path: leaf for path, leaf in model_leaves.items()}
     part = binding if only is None else binding.only(only)
     arrays = _chosen(state_dict, prefix, only)
     untouched = set() if strict else _untouched(part, arrays)
@@ -242,9 +241,9 @@ def moved_in(
     arrays = part.agreeing(arrays, parted)
     _check(part, arrays, leaves, cast, _name_of(model))
     found = ((path, leaf) for path, leaf in part.each_leaf(arrays, parted) if path not in untouched)
-    new = {path: place(leaf, leaves[path]) for path, leaf in found}
-    _check_values(leaves, new, adapter.without_values(model))
-    return adapter.with_leaves(model, {path.removeprefix(collection): leaf for path, leaf in new.items()})
+    new = placed(found, leaves)
+    _check_values(leaves, new, without_values)
+    return with_leaves({path.removeprefix(collection): leaf for path, leaf in new.items()})
 
 
 def _processes(model: Any) -> tuple[int, ...]:
@@ -291,14 +290,9 @@ def fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> t
     return binding.of(leaves), ""
 
 
-def _owned(arrays: Mapping[str, Any], lazy: bool) -> dict[str, Any]:
-    """Every array in memory of its own, one made after the other; keys that are tied keep sharing theirs."""
-    copies: dict[int, Any] = {}
-    for array in arrays.values():
-        if id(array) not in copies:
-            kept = lazy and isinstance(array, LazyArray)
-            copies[id(array)] = array if kept else fresh(np.asarray(array))
-    return {key: copies[id(array)] for key, array in arrays.items()}
+def _owned(array: Any, lazy: bool) -> Any:
+    """An array in memory of its own, or a lazy one as it is."""
+    return array if lazy and isinstance(array, LazyArray) else fresh(np.asarray(array))
 
 
 def with_metadata(

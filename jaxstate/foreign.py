@@ -58,5 +58,7 @@ def dtype_of(array: Any) -> np.dtype:
     >>> dtype_of(np.zeros(0, "float16"))
     dtype('float16')
     """
+    if isinstance(array.dtype, np.dtype):
+        return array.dtype
     name = str(array.dtype)
     return np.dtype(_NO_NUMPY[name][1] if name in _NO_NUMPY else name.removeprefix("torch."))

@@ -9,9 +9,9 @@ The name is that of "NCHW layout"; it is neither `torch.layout` nor the tiling o
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from math import prod
 from typing import Any
 
@@ -50,13 +50,9 @@ class Layout:
     flipped: frozenset[str]
 
     def __init__(self, pattern: str, /, **sizes: int):
-        left, right, flipped = _parse(pattern)
-        known = tuple(sorted((axis, _length(pattern, axis, size)) for axis, size in sizes.items()))
-        _check_bijection(pattern, left, right, sizes)
-        for name, value in dict(
-            pattern=tidy(pattern), sizes=known, left=left, right=right, flipped=flipped
-        ).items():
-            object.__setattr__(self, name, value)
+        known = tuple(sorted((axis, length_of(pattern, axis, size)) for axis, size in sizes.items()))
+        text, left, right, flipped = _parsed(pattern, *sizes)
+        vars(self).update(pattern=text, sizes=known, left=left, right=right, flipped=flipped)
 
     def __repr__(self) -> str:
         sizes = "".join(f", {axis}={size}" for axis, size in self.sizes)
@@ -76,7 +72,7 @@ class Layout:
             array = array[tuple(slice(None, None, -1 if axis in self.flipped else None) for axis in target)]
         return array.reshape(_shape(self.right, sizes))
 
-    @property
+    @cached_property
     def inverse(self) -> "Layout":
         """The layout from torch's side to JAX's: the same text, the sides exchanged.
 
@@ -110,8 +106,10 @@ class Layout:
 
     def sized(self, shape: tuple[int, ...]) -> "Layout":
         """This layout with every part of a merged axis given, so that its inverse needs no shape."""
+        sizes = self.axes(shape)
         merged = {axis for side in (self.left, self.right) for dim in side if len(dim) > 1 for axis in dim}
-        return Layout(self.pattern, **{a: size for a, size in self.axes(shape).items() if a in merged})
+        known = {axis: size for axis, size in sizes.items() if axis in merged}
+        return self if known == dict(self.sizes) else Layout(self.pattern, **known)
 
     def _split(self, dim: tuple[str, ...], length: int, sizes: Mapping[str, int], shape: tuple[int, ...]):
         unknown = [axis for axis in dim if axis not in sizes]
@@ -125,6 +123,7 @@ class Layout:
         return {axis: length // known for axis in unknown}
 
 
+@cache
 def tidy(pattern: str) -> str:
     """A pattern with one space between its parts.
 
@@ -157,14 +156,20 @@ def insert_axis(pattern: str, axis: str, position: int) -> str:
 
 
 @cache
-def _parse(pattern: str) -> tuple[Side, Side, frozenset[str]]:
+def _parsed(pattern: str, *sized: str) -> tuple[str, Side, Side, frozenset[str]]:
+    """A pattern, tidy, as its two sides and the axes that are flipped; parsed and checked once.
+
+    Args:
+        sized: the axes that are given a length.
+    """
     sides = pattern.split("->")
     if len(sides) != 2:
         raise LayoutError(f'"{pattern}" is no layout: write "jax axes -> torch axes", as in "i o -> o i"')
     parsed = [_parse_side(pattern, side) for side in sides]
     flips = [{axis[1:] for dim in side for axis in dim if axis[0] == "~"} for side in parsed]
     left, right = (tuple(tuple(axis.lstrip("~") for axis in dim) for dim in side) for side in parsed)
-    return left, right, frozenset(flips[0] ^ flips[1])
+    _check_bijection(pattern, left, right, sized)
+    return tidy(pattern), left, right, frozenset(flips[0] ^ flips[1])
 
 
 def _parse_side(pattern: str, text: str) -> Side:
@@ -187,9 +192,9 @@ def _parse_side(pattern: str, text: str) -> Side:
     return tuple(dims)
 
 
-def _check_bijection(pattern: str, left: Side, right: Side, sizes: Mapping[str, int]) -> None:
+def _check_bijection(pattern: str, left: Side, right: Side, sized: Sequence[str]) -> None:
     counts = [[axis for dim in side for axis in dim] for side in (left, right)]
-    for axis in sorted({*counts[0], *counts[1], *sizes}):
+    for axis in sorted({*counts[0], *counts[1], *sized}):
         if (found := tuple(side.count(axis) for side in counts)) != (1, 1):
             raise LayoutError(
                 f'"{pattern}" is no bijection: axis "{axis}" stands {found[0]} time(s) on the JAX side '
@@ -197,7 +202,12 @@ def _check_bijection(pattern: str, left: Side, right: Side, sizes: Mapping[str, 
             )
 
 
-def _length(pattern: str, axis: str, size: Any) -> int:
+def length_of(pattern: str, axis: str, size: Any) -> int:
+    """The length given for an axis. Raises LayoutError for what is no length.
+
+    >>> length_of("i o -> o i", "i", 3)
+    3
+    """
     if isinstance(size, bool) or not hasattr(size, "__index__") or size < 0:
         raise LayoutError(f'"{pattern}": the length of axis "{axis}" is a non-negative integer, not {size!r}')
     return int(size)

@@ -5,7 +5,8 @@ is. A sharded template makes each process copy only the slices of its own device
 shares memory with the view.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from math import prod
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ from jaxstate.lazy import Box, LazyArray
 from jaxstate.tiles import fill
 
 ALIGNMENT = 64  # bytes; JAX on the CPU takes over an array that starts there, and copies any other
+SMALL = 1 << 14  # bytes of an array that is copied in less time than JAX takes to be told of it
+MANY = 256  # such arrays that JAX is told of at once
 
 
 def place(view: np.ndarray | LazyArray, template: Any) -> Any:
@@ -38,6 +41,29 @@ def place(view: np.ndarray | LazyArray, template: Any) -> Any:
     if sharding is None:
         return jax.device_put(_copied(np.asarray(view), dtype))
     return jax.make_array_from_callback(view.shape, sharding, _once(lambda box: _copied(view[box], dtype)))
+
+
+def placed(found: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> dict[str, Any]:
+    """Every array at its template's place, one after the other.
+
+    Those that weigh less than a call to JAX go to it many at a time.
+
+    >>> made = placed([("w", np.ones(3)), ("b", np.zeros(2))], {"w": np.empty(3), "b": jax.numpy.ones(2)})
+    >>> {path: (type(leaf).__name__, leaf.tolist()) for path, leaf in made.items()}
+    {'w': ('ndarray', [1.0, 1.0, 1.0]), 'b': ('ArrayImpl', [0.0, 0.0])}
+    """
+    new: dict[str, Any] = {}
+    waiting: dict[str, np.ndarray] = {}
+    for path, view in found:
+        template = templates[path]
+        if view.nbytes > SMALL or isinstance(template, np.ndarray) or sharding_of(template) is not None:
+            new[path] = place(view, template)
+        else:
+            waiting[path] = fresh(np.asarray(view), template.dtype)
+        if len(waiting) == MANY:
+            new.update(jax.device_put(waiting))
+            waiting.clear()
+    return {**new, **jax.device_put(waiting)}
 
 
 def is_parted(template: Any) -> bool:
@@ -111,7 +137,7 @@ def narrows(found: Any, wanted: Any) -> bool:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    size = int(np.prod(shape, dtype=int)) * dtype.itemsize
+    size = prod(shape) * dtype.itemsize
     memory = np.empty(size + ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT
     return memory[start : start + size].view(dtype).reshape(shape)

@@ -7,6 +7,7 @@ and `{axis}` in one of them is an axis like any other: names and array together 
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -17,7 +18,7 @@ import numpy as np
 
 from jaxstate.errors import BindingError, LayoutError
 from jaxstate.hosted import Hosted, readable
-from jaxstate.layout import Layout, insert_axis, tidy
+from jaxstate.layout import Layout, insert_axis, length_of, tidy
 from jaxstate.lazy import Box, LazyArray, Made, from_parts
 from jaxstate.parts import dtype_of_stack, part, places
 from jaxstate.template import Values, fill, holes, names
@@ -28,6 +29,8 @@ Rename = Callable[[str, Values], str]  # from a template of keys and its values 
 
 class Entry:
     """The answers of a rule that has nothing to say."""
+
+    __slots__ = ()
 
     keys: tuple[str, ...] = ()
     paths: tuple[str, ...] = ()
@@ -83,7 +86,7 @@ class Entry:
         return []
 
 
-@dataclass(frozen=True, init=False, repr=False)
+@dataclass(frozen=True, init=False, repr=False, slots=True)
 class Rule(Entry):
     """Pair torch keys with pytree paths: a bijection of keys, paths and elements.
 
@@ -92,9 +95,13 @@ class Rule(Entry):
         path: the leaf's dotted path in the pytree, with holes likewise.
         pattern: the array's layout, JAX axes left. An axis of a hole stands here on the other side only.
         buffer: True for a torch buffer, which no optimizer has an id for.
-        shape, dtype: of each leaf, where known; `of` fills them in.
+        shape, dtype: of each leaf, where known; `of` fills them in. A shape tells the lengths of all axes.
         **axes: for an axis in a name the values it takes there, in order; for a part of a merged
             axis its length.
+
+    Attributes:
+        keys, paths: every torch key and every leaf's path, the holes filled in.
+        layout: of names and array together.
 
     Raises:
         LayoutError: axes that do not stand exactly once on each side, names and array counted together.
@@ -116,6 +123,8 @@ class Rule(Entry):
     shape: tuple[int, ...] | None
     dtype: str | None
     layout: Layout = field(compare=False)
+    keys: tuple[str, ...] = field(compare=False)
+    paths: tuple[str, ...] = field(compare=False)
 
     def __init__(
         self,
@@ -128,20 +137,33 @@ class Rule(Entry):
         dtype: Any = None,
         **axes: int | Iterable[str | int],
     ):
+        pattern = tidy(pattern)
         values = {axis: tuple(v) for axis, v in axes.items() if isinstance(v, Iterable)}
-        sizes = {axis: v for axis, v in axes.items() if not isinstance(v, Iterable)}
+        given = {axis: v for axis, v in axes.items() if axis not in values}
+        sizes = tuple(sorted((axis, length_of(pattern, axis, v)) for axis, v in given.items()))
         _check_holes(key, path, values)
-        for name, value in dict(
+        lengths = (*sizes, *((axis, len(row)) for axis, row in values.items()))
+        layout = _whole(holes(key), holes(path), pattern, lengths)
+        self._set(
             key=key,
             path=path,
-            pattern=tidy(pattern),
+            pattern=pattern,
             names=tuple(values.items()),
-            sizes=tuple(sorted(sizes.items())),
+            sizes=sizes,
             buffer=buffer,
-            shape=None if shape is None else tuple(int(n) for n in shape),
-            dtype=None if dtype is None else str(np.dtype(dtype)),
-            layout=_whole(key, path, pattern, {**sizes, **{axis: len(v) for axis, v in values.items()}}),
-        ).items():
+            shape=None if shape is None else tuple(map(int, shape)),
+            dtype=None if dtype is None else name_of(np.dtype(dtype)),
+            layout=layout,
+            keys=tuple(names(key, values)),
+            paths=tuple(names(path, values)),
+        )
+        if self.shape is not None:
+            layout = layout.sized((*self._lengths(path), *self.shape))
+            told = {axis: size for axis, size in layout.sizes if axis not in values}
+            self._set(layout=layout, sizes=tuple(sorted({**dict(sizes), **told}.items())))
+
+    def _set(self, **fields: Any) -> None:
+        for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
@@ -149,16 +171,6 @@ class Rule(Entry):
         options = {**axes, "buffer": True} if self.buffer else axes
         extra = "".join(f", {name}={value!r}" for name, value in options.items())
         return f'Rule("{self.key}", "{self.path}", "{self.pattern}"{extra})'
-
-    @property
-    def keys(self) -> tuple[str, ...]:
-        """Every torch key, the holes filled in."""
-        return tuple(names(self.key, dict(self.names)))
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Every leaf's path, the holes filled in."""
-        return tuple(names(self.path, dict(self.names)))
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -228,13 +240,13 @@ class Rule(Entry):
         shapes = {tuple(leaves[path].shape) for path in self.paths}
         if len(shapes) != 1:
             raise BindingError(f"the leaves of {self!r} have several shapes: {sorted(shapes)}")
-        shape = shapes.pop()
+        shape, dtype = shapes.pop(), name_of(np.dtype(leaves[self.paths[0]].dtype))
+        if (shape, dtype) == (self.shape, self.dtype):
+            return self
         try:
-            sizes = self.layout.sized((*self._lengths(self.path), *shape)).sizes
+            return self._with(shape=shape, dtype=dtype)
         except LayoutError as error:
             raise BindingError(f"{self!r} does not fit its leaf: {error}") from error
-        inner = {axis: size for axis, size in sizes if axis not in dict(self.names)}
-        return self._with(shape=shape, dtype=leaves[self.paths[0]].dtype, **inner)
 
     def at(self, key: str, path: str) -> "Rule":
         """This rule for a module that stands at a place: both names prefixed, dots included."""
@@ -274,10 +286,14 @@ class Rule(Entry):
 
     def _lengths(self, template: str) -> list[int]:
         """The lengths of the axes that live in this name and not in the other: they are stacked."""
+        if not self.names:
+            return []
         shared = set(holes(self.key)) & set(holes(self.path))
         return [len(dict(self.names)[axis]) for axis in holes(template) if axis not in shared]
 
     def _move(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, Any]:
+        if not self.names:
+            return {target: layout(arrays[source])}
         inner, outer = self._lengths(source), self._lengths(target)
         moved = {}
         for given, wanted in self._rows(source, target):
@@ -288,6 +304,8 @@ class Rule(Entry):
     def _lazily(self, arrays: Arrays, source: str, target: str, layout: Layout) -> dict[str, LazyArray]:
         """What `_move` gives, by parts; the layout is that of the target to the left."""
         sizes = self._sizes
+        if not self.names:
+            return {target: _lazy(layout, sizes, {(): readable(arrays[source])}, ())}
         inner, outer = self._lengths(source), self._lengths(target)
         moved = {}
         for given, wanted in self._rows(source, target):
@@ -306,13 +324,22 @@ class Rule(Entry):
             yield given, wanted
 
 
-def _whole(key: str, path: str, pattern: str, sizes: Mapping[str, Any]) -> Layout:
+@lru_cache(maxsize=1024)  # a model has few layouts, however many leaves
+def _whole(
+    keys: tuple[str, ...], paths: tuple[str, ...], pattern: str, sizes: tuple[tuple[str, int], ...]
+) -> Layout:
     """The layout of names and array together: holes of the path, then JAX axes -> holes of the key, ..."""
     left, arrow, right = pattern.partition("->")
-    shared = set(holes(key)) & set(holes(path))
-    inner, outer = (" ".join(axis for axis in holes(side) if axis not in shared) for side in (path, key))
-    own = {axis: size for axis, size in sizes.items() if axis not in shared}
+    shared = set(keys) & set(paths)
+    inner, outer = (" ".join(axis for axis in side if axis not in shared) for side in (paths, keys))
+    own = {axis: size for axis, size in sizes if axis not in shared}
     return Layout(f"{inner} {left} {arrow} {outer} {right}", **own)
+
+
+@cache
+def name_of(dtype: np.dtype) -> str:
+    """What a rule calls a dtype."""
+    return str(dtype)
 
 
 def _check_holes(key: str, path: str, values: Mapping[str, tuple[str | int, ...]]) -> None:
@@ -350,6 +377,8 @@ def _lazy(
         found = part(layout, sizes, stack, (*here, *box))
         return found[(0,) * len(here)].astype(dtype, copy=False)
 
+    if not index and isinstance(alone := stack.get(()), np.ndarray):
+        return LazyArray(tuple(shape), dtype, lambda: layout.inverse(alone), read, tied=True)
     return from_parts(tuple(shape), dtype, read, tied=True)
 
 

@@ -14,7 +14,6 @@ from jaxstate.errors import BindingError
 Values = Mapping[str, Sequence[str | int]]
 
 
-@cache
 def holes(template: str) -> tuple[str, ...]:
     """The axes of a template, in order.
 
@@ -24,6 +23,11 @@ def holes(template: str) -> tuple[str, ...]:
     Raises:
         BindingError: braces that hold no axis name, or the same axis twice.
     """
+    return _holes(template) if "{" in template or "}" in template else ()
+
+
+@cache
+def _holes(template: str) -> tuple[str, ...]:
     try:
         found = [name for _, name, *rest in Formatter().parse(template) if name is not None]
     except ValueError as error:
@@ -33,15 +37,16 @@ def holes(template: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def names(template: str, values: Values) -> Iterator[str]:
+def names(template: str, values: Values) -> list[str]:
     """Every name that a template stands for.
 
-    >>> list(names("{l}.{p}", {"l": range(2), "p": ("w", "b")}))
+    >>> names("{l}.{p}", {"l": range(2), "p": ("w", "b")})
     ['0.w', '0.b', '1.w', '1.b']
     """
-    axes = holes(template)
-    for row in product(*(values[axis] for axis in axes)):
-        yield fill(template, dict(zip(axes, row, strict=True)))
+    if not (axes := holes(template)):
+        return [template]
+    rows = product(*(values[axis] for axis in axes))
+    return [fill(template, dict(zip(axes, row, strict=True))) for row in rows]
 
 
 def fill(template: str, values: Mapping[str, str | int]) -> str:

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from jaxstate.placement import fresh, place
+from jaxstate import placement
+from jaxstate.placement import fresh, place, placed
 
 DTYPES = ["float32", "float64", "int8", "bool", "complex64", ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn]
 
@@ -49,3 +50,28 @@ def test_a_leaf_may_be_donated():
     leaf = place(np.arange(12.0, dtype="float32").reshape(3, 4).T, jnp.zeros((4, 3)))
     moved = jax.jit(lambda x: x + 1, donate_argnums=0)(leaf)
     np.testing.assert_array_equal(moved, np.arange(12.0).reshape(3, 4).T + 1)
+
+
+def test_small_leaves_go_to_jax_together_and_arrive_as_if_alone(monkeypatch):
+    calls = []
+    put = jax.device_put
+    monkeypatch.setattr(jax, "device_put", lambda *args: calls.append(args) or put(*args))
+    monkeypatch.setattr(placement, "MANY", 4)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    views = {str(n): np.arange(6.0, dtype="float32").reshape(2, 3).T + n for n in range(11)}
+    views["large"] = np.arange(5000.0, dtype="float32")[::-1]
+    templates = {path: jax.ShapeDtypeStruct(view.shape, "float32") for path, view in views.items()}
+    templates |= {"3": np.zeros((3, 2), "float64"), "5": jnp.zeros((3, 2), "bfloat16")}
+    templates["7"] = jax.ShapeDtypeStruct((3, 2), "float32", sharding=device)
+    new = placed(views.items(), templates)
+    assert new.keys() == views.keys() and all(np.array_equal(new[p], view) for p, view in views.items())
+    assert isinstance(new["3"], np.ndarray) and new["3"].dtype == "float64" and new["5"].dtype == "bfloat16"
+    assert {path for path, leaf in new.items() if getattr(leaf, "committed", False)} == {"7"}
+    assert len(calls) == 1 + 3  # the large one; nine small ones by four
+
+
+def test_small_leaves_share_no_memory_with_what_they_are_made_of():
+    view = np.arange(16, dtype="float32")
+    new = placed([("a", view)], {"a": jnp.zeros(16)})["a"]
+    view[:] = -1
+    assert new.tolist() == list(range(16))

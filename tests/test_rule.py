@@ -1,5 +1,6 @@
 """Rules over names and axes: the same law as layouts, whatever part of an array lives in a name."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -106,3 +107,37 @@ def test_a_rule_prints_as_it_is_written():
     rule = Rule("h.{l}.w", "h.w", "l (a b) -> a b", l=range(12), a=2)
     assert repr(rule) == 'Rule("h.{l}.w", "h.w", "l (a b) -> a b", l=range(0, 12), a=2)'
     assert eval(repr(rule)) == rule
+
+
+def test_a_rule_with_a_shape_knows_every_length_and_is_checked_when_it_is_made():
+    rule = Rule("w", "w", "(h c) o -> o (c h)", h=2, shape=(6, 4), dtype="float32")
+    assert dict(rule.sizes) == {"c": 3, "h": 2}
+    x = np.arange(24, dtype="float32").reshape(6, 4)
+    expected = x.reshape(2, 3, 4).transpose(2, 1, 0).reshape(4, 6)
+    assert np.array_equal(rule.state_dict({"w": x})["w"], expected)
+    assert np.array_equal(rule.leaves({"w": expected})["w"], x)
+    with pytest.raises(LayoutError, match="does not fit shape"):
+        Rule("w", "w", "(h c) o -> o (c h)", h=4, shape=(6, 4))
+
+
+def test_a_rule_that_knows_its_leaf_stays_itself():
+    leaf = jax.ShapeDtypeStruct((6, 4), "bfloat16")
+    rule = Rule("w", "w", "i o -> o i").of({"w": leaf})
+    assert rule.of({"w": leaf}) is rule
+    other = rule.of({"w": jax.ShapeDtypeStruct((4, 6), "float16")})
+    assert (other.shape, other.dtype) == ((4, 6), "float16")
+
+
+@pytest.mark.parametrize("length", [2.0, True, -2])
+def test_what_only_equals_a_length_is_none_though_the_length_was_seen_before(length):
+    Rule("w", "w", "(h o) -> o h", h=2)
+    Rule("w", "w", "(h o) -> o h", h=1)
+    with pytest.raises(LayoutError, match="non-negative integer"):
+        Rule("w", "w", "(h o) -> o h", h=length)
+
+
+def test_rules_with_the_same_axes_share_one_layout():
+    one, other = (Rule(f"{n}.w", f"{n}.k", "i  o->o i") for n in range(2))
+    assert one.layout is other.layout and one.at("a.", "b.").layout is one.layout
+    ab, ba = (Rule(f"{key}.w", "k", "a b i -> i", a=range(2), b=range(3)) for key in ("{a}.{b}", "{b}.{a}"))
+    assert ab.layout != ba.layout

@@ -1,7 +1,7 @@
 """Which adapter reads a model: one file a library, chosen by the model's type.
 
-An adapter's file has `leaves(model)` and `with_leaves(model, leaves)`; where the library's modules know
-what they are, also `read(model, options)`. Equinox and Haiku are known by what somebody else imported.
+An adapter's file has `leaves(model)`, `with_leaves(model, leaves)` and `opened(model)`, which is both of one
+reading; and `read(model, options)`. Equinox and Haiku are known by what somebody else imported.
 """
 
 from types import ModuleType

@@ -25,6 +25,7 @@ from jaxstate.adapters._equinox_state import (
     value_of,
     with_state_leaves,
 )
+from jaxstate.adapters._opened import Opened
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._pytree import is_array, is_trained
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
@@ -59,10 +60,11 @@ def with_leaves(model: Any, new: Mapping[str, Any]) -> Any:
     return tree if pair.state is None else (tree, with_state_leaves(pair, new))
 
 
-def without_values(model: Any) -> list[str]:
-    """Paths of random keys that are abstract: no file can give them a value."""
+def opened(model: Any) -> Opened:
+    """The leaves of a model, and how to make one of others."""
     found = flat(parted(model).tree).items()
-    return [path for path, leaf in found if _is_key(leaf) and isinstance(leaf, jax.ShapeDtypeStruct)]
+    keys = [path for path, leaf in found if isinstance(leaf, jax.ShapeDtypeStruct) and _is_key(leaf)]
+    return Opened(leaves(model), lambda new: with_leaves(model, new), keys)
 
 
 def read(model: Any, options: Options) -> Reading:

@@ -63,6 +63,8 @@ def _readers(reading: Reading) -> set[str]:
 
 def _refuse_suspects(reading: Reading, settled: set[str]) -> None:
     layers = [part for part in reading.found if isinstance(part, Layer) and part.same_as is None]
+    if all(layer.kind != "conv" for layer in layers):
+        return  # nothing makes an image, and nothing reads one
     facts = [fact for fact in map(_fact, layers) if fact is not None]
     decided = {
         ".".join(part.key) for part in layers if any(part.path + leaf in settled for leaf in part.actual)

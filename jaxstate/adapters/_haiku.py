@@ -38,14 +38,9 @@ def leaves(model: Any) -> NoReturn:
     )
 
 
-def with_leaves(model: Any, new: Mapping[str, Any]) -> NoReturn:
+def opened(model: Any) -> NoReturn:
     """Refuse, as `leaves` does."""
     leaves(model)
-
-
-def without_values(model: Any) -> list[str]:
-    """Nothing: a function has no random state."""
-    return []
 
 
 def read(model: Any, options: Options) -> Reading:

@@ -56,14 +56,9 @@ def leaves(model: nn.Module) -> NoReturn:
     )
 
 
-def with_leaves(model: nn.Module, new: Mapping[str, Any]) -> NoReturn:
+def opened(model: nn.Module) -> NoReturn:
     """Refuse, as `leaves` does."""
     leaves(model)
-
-
-def without_values(model: nn.Module) -> list[str]:
-    """Nothing: a module has no random state."""
-    return []
 
 
 @dataclass

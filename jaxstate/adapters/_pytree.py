@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax.core import meta
 
+from jaxstate.adapters._opened import Opened
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Leaf, Reading
 from jaxstate.errors import BindingError
@@ -36,9 +37,9 @@ def with_leaves(tree: Any, new: Mapping[str, Any]) -> Any:
     return meta.replace_boxed(tree, unflat(meta.unbox(tree), new))
 
 
-def without_values(tree: Any) -> list[str]:
-    """Nothing: random state is no part of a plain tree."""
-    return []
+def opened(tree: Any) -> Opened:
+    """The leaves of a tree, and how to make one of others."""
+    return Opened(leaves(tree), lambda new: with_leaves(tree, new))
 
 
 def read(tree: Any, options: Options) -> Reading:

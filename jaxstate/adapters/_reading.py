@@ -27,7 +27,7 @@ Key = tuple[str, ...]
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Layer:
     """A module that is known: all leaves below it have rules.
 
@@ -53,7 +53,7 @@ class Layer:
     elsewhere: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """An array of a module that is not known.
 
@@ -112,7 +112,7 @@ def rules_of(reading: Reading, options: Options) -> list[AnyRule]:
             known = _tied_leaf(part, bound)
             unknown += [part] if not known else []
         kept = [one for rule in known or () for one in given.kept(rule, bound)]
-        rules += [*given.rules_for(_paths(part)), *kept]
+        rules += [*given.rules_for(paths_of(part)), *kept]
     if unknown:
         raise BindingError(_unknown(unknown))
     return list(_shared_once([*rules, *given.rest()]))
@@ -232,7 +232,8 @@ def _ties(new: Any, old: Any) -> list[Tied]:
     return [Tied(new.key, old.key, axes)]
 
 
-def _paths(part: Layer | Leaf) -> list[str]:
+def paths_of(part: Layer | Leaf) -> list[str]:
+    """The paths of a layer's leaves, or of an array."""
     if isinstance(part, Leaf):
         return [part.path]
     return [part.elsewhere.get(name, part.path + name) for name in part.actual]

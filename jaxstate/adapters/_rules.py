@@ -19,12 +19,15 @@ Rules = list[Any]
 
 NO_BATCHES = np.int64(0)  # of `num_batches_tracked`, as long as no file says another number
 
+BIAS = Rule("bias", "bias", "o -> o")
+LINEAR = Rule("weight", "kernel", "i o -> o i")
+
 SPATIAL = {1: "w", 2: "h w", 3: "d h w"}
 
 
 def linear(shapes: Shapes) -> Rules:
     """torch.nn.Linear."""
-    return _present(shapes, Rule("weight", "kernel", "i o -> o i"), Rule("bias", "bias", "o -> o"))
+    return _present(shapes, LINEAR, BIAS)
 
 
 def linear_general(shapes: Shapes, inputs: Sequence[int], outputs: Sequence[int]) -> Rules:
@@ -63,9 +66,7 @@ def einsum(shapes: Shapes, equation: str) -> Rules:
 def conv(shapes: Shapes) -> Rules:
     """torch.nn.Conv1d, 2d, 3d, grouped and depthwise ones too: HWIO here, OIHW there."""
     space = SPATIAL[len(shapes["kernel"]) - 2]
-    return _present(
-        shapes, Rule("weight", "kernel", f"{space} i o -> o i {space}"), Rule("bias", "bias", "o -> o")
-    )
+    return _present(shapes, Rule("weight", "kernel", f"{space} i o -> o i {space}"), BIAS)
 
 
 def conv_transpose(shapes: Shapes, transpose_kernel: bool, flipped: bool | None = None) -> Rules:
@@ -78,7 +79,7 @@ def conv_transpose(shapes: Shapes, transpose_kernel: bool, flipped: bool | None 
     backwards = not transpose_kernel if flipped is None else flipped
     there = " ".join(f"~{axis}" for axis in space.split()) if backwards else space
     pattern = f"{space} {'o i' if transpose_kernel else 'i o'} -> i o {there}"
-    return _present(shapes, Rule("weight", "kernel", pattern), Rule("bias", "bias", "o -> o"))
+    return _present(shapes, Rule("weight", "kernel", pattern), BIAS)
 
 
 def embedding(shapes: Shapes) -> Rules:

@@ -7,7 +7,7 @@ stands beside the checkpoint, is as large, and has no name, so that it goes when
 import mmap
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -75,10 +75,13 @@ def from_torch(
             fill(array[(*box, ...)], leaf[box])
         return array
 
+    def placed(found: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> dict[str, Any]:
+        return {path: place(leaf, templates[path]) for path, leaf in found}
+
     def is_parted(template: Any) -> bool:
         return True
 
-    found = moved_in(model, state_dict, binding, place, is_parted, cast=cast)
+    found = moved_in(model, state_dict, binding, placed, is_parted, cast=cast)
     write(path, prepared(Training(found, None, whole(step), binding, extra=extra), copy=False))
 
 
