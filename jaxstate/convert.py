@@ -23,7 +23,8 @@ from jaxstate.foreign import dtype_of, without_tensors
 from jaxstate.io import Opaque
 from jaxstate.lazy import LazyArray
 from jaxstate.original import warnings_of
-from jaxstate.placement import fresh, is_parted, narrows, placed
+from jaxstate.placement import fresh, is_parted, narrows, placed, sharding_of
+from jaxstate.together import processes_of, together
 
 
 def bind(
@@ -208,12 +209,14 @@ def load_state_dict(
 
     Raises:
         StateDictError: everything that is missing, unexpected, misshapen, contradictory or would be
-            rounded, at once, in torch's words. Shapes must fit even if not strict.
+            rounded, at once, in torch's words. Shapes must fit even if not strict. Of a model that lies on
+            several processes, each of which calls this: another one has failed.
         BindingError: a binding that does not fit the model.
     """
-    return moved_in(
-        model, state_dict, binding, placed, is_parted, strict=strict, only=only, prefix=prefix, cast=cast
-    )
+    with together("js.load_state_dict", _of_another, _processes(model)):
+        return moved_in(
+            model, state_dict, binding, placed, is_parted, strict=strict, only=only, prefix=prefix, cast=cast
+        )
 
 
 def moved_in(
@@ -250,6 +253,18 @@ def moved_in(
     new = placed(found, leaves)
     _check_values(leaves, new, without_values)
     return with_leaves({path.removeprefix(collection): leaf for path, leaf in new.items()})
+
+
+def _processes(model: Any) -> tuple[int, ...]:
+    """The processes that the model lies on."""
+    if jax.process_count() == 1:
+        return (jax.process_index(),)
+    found = map(sharding_of, adapter_of(model).leaves(model).values())
+    return processes_of([sharding for sharding in found if sharding is not None])
+
+
+def _of_another(problem: str) -> StateDictError:
+    return StateDictError("the model", problems=[problem])
 
 
 def _check_mapping(state_dict: Any) -> None:

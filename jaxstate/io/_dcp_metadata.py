@@ -31,6 +31,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         f"{_MODULE}.metadata.BytesStorageMetadata": (),
         f"{_MODULE}.metadata.ChunkStorageMetadata": ("offsets", "sizes"),
         f"{_MODULE}.metadata.TensorProperties": ("dtype",),
+        f"{_MODULE}.metadata.StorageMeta": ("checkpoint_id", "save_id", "load_id", "modules"),
         f"{_MODULE}.metadata.MetadataIndex": ("fqn", "offset", "index"),
         f"{_MODULE}.filesystem._StorageInfo": ("relative_path", "offset", "length", "transform_descriptors"),
     }
@@ -69,10 +70,12 @@ class Contents(NamedTuple):
         entries: each tensor, and the place of each other value, by its flat name.
         paths: where each stands in the nested object, by its flat name; None where the object is flat. The
             steps are not checked.
+        save_id: what tells one save from another; torch makes one for each rank.
     """
 
     entries: dict[str, Tensor | Span]
     paths: Mapping[str, tuple] | None
+    save_id: str | None = None
 
 
 def parse(data: np.ndarray) -> Contents:
@@ -90,7 +93,7 @@ def parse(data: np.ndarray) -> Contents:
     entries = {name: _entry(name, record, places) for name, record in described.items()}
     if places:
         raise FileError(f"it gives places to chunks that no tensor has, such as {next(iter(places))}")
-    return Contents(entries, _paths(state.get("planner_data")))
+    return Contents(entries, _paths(state.get("planner_data")), _save_id(state.get("storage_meta")))
 
 
 def _interpreted(data: np.ndarray) -> object:
@@ -190,6 +193,12 @@ def _dtype(name: str, properties: object) -> Dtype:
     if row is None:
         raise FileError(f'entry "{name[:200]}" is of no dtype that torch has')
     return row
+
+
+def _save_id(value: object) -> str | None:
+    known = isinstance(value, Opaque) and value.name.endswith(".StorageMeta")
+    found = _record(value, "StorageMeta").get("save_id") if known else None
+    return found if type(found) is str else None
 
 
 def _is_sizes(values: object) -> TypeGuard[tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """A folder of `torch.distributed.checkpoint` by many writers: each writes parts of tensors, one the index.
 
 The files are called as torch calls them, `__<rank>_0.distcp`, and `.metadata` comes last: until then nothing
-in the folder is a checkpoint.
+in the folder is a checkpoint. Where each rank has metadata of its own, torch calls them `__<rank>.metadata`.
 """
 
 import json
@@ -55,6 +55,9 @@ def write_index(
     tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
     rows: Sequence[bytes],
     paths: Mapping[str, Path] | None = None,
+    *,
+    rank: int | None = None,
+    save_id: str | None = None,
 ) -> None:
     """Write `.metadata`, with which the folder is a checkpoint.
 
@@ -63,6 +66,11 @@ def write_index(
         tensors: the dtype and shape of each.
         rows: what `write_parts` gave in each process.
         paths: where each name stands in nested dicts and lists; by default the names are one dict's.
+        rank: of the process, if these are its own parts alone.
+        save_id: what tells the parts of one save from those of another.
+
+    Raises:
+        FileError: the folder cannot be written.
     """
     chunks: dict[str, list[Chunk]] = {name: [] for name in tensors}
     objects: dict[str, Chunk] = {}
@@ -73,5 +81,9 @@ def write_index(
             chunks[name].append(Chunk(tuple(offset), tuple(shape), file, start, length))
     found = {name: (leaf(np.empty(0, dtype)), shape) for name, (dtype, shape) in tensors.items()}
     dtypes = {name: (array.dtype.torch, shape) for name, (array, shape) in found.items() if array}
-    with replacing(os.path.join(folder, METADATA)) as file:
-        file.write(index_of(dtypes, chunks, objects, paths))
+    name = METADATA if rank is None else f"__{rank}{METADATA}"
+    try:
+        with replacing(os.path.join(folder, name)) as file:
+            file.write(index_of(dtypes, chunks, objects, paths, save_id))
+    except OSError as error:
+        raise FileError(f"{folder}: cannot be written: {error.strerror or error}") from error

@@ -38,30 +38,32 @@ def read(folder: str, mapped: bool) -> dict:
         FileError: damaged or hostile; or files that are not those that `.metadata` describes.
     """
     contents = contents_of(folder)
-    files = _files(folder, _spans(contents), mapped)
-    entries = {name: _entry(name, found, files) for name, found in contents.entries.items()}
-    return _explained(METADATA, partial(nested, entries, contents.paths))
+    files = files_in(folder, spans_of(contents), mapped)
+    entries = {name: entry_of(name, found, files) for name, found in contents.entries.items()}
+    return explained(METADATA, partial(nested, entries, contents.paths))
 
 
-def contents_of(folder: str) -> Contents:
+def contents_of(folder: str, name: str = METADATA) -> Contents:
     """What `.metadata` in this folder states; raises FileError as `read` does."""
-    data = file_bytes(member(folder, METADATA), mapped=True)
-    return _explained(METADATA, partial(parse, data))
+    data = file_bytes(member(folder, name), mapped=True)
+    return explained(name, partial(parse, data))
 
 
 def files_of(contents: Contents) -> list[str]:
     """The names of the files that the contents lie in."""
-    return list(dict.fromkeys(span.file for span in _spans(contents)))
+    return list(dict.fromkeys(span.file for span in spans_of(contents)))
 
 
-def _explained(what: str, make):
+def explained(what: str, make):
+    """What `make` gives; a FileError that it raises names what was read."""
     try:
         return make()
     except FileError as error:
         raise FileError(f"{what}: {error}") from error
 
 
-def _spans(contents: Contents) -> list[Span]:
+def spans_of(contents: Contents) -> list[Span]:
+    """Where the contents lie, each place once."""
     found = (_places(entry) for entry in contents.entries.values())
     return [span for places in found for span in places]
 
@@ -73,11 +75,12 @@ def _places(entry: Tensor | Span) -> list[Span]:
     return list(dict.fromkeys(piece.span for piece in entry.pieces if piece.span))
 
 
-def _files(folder: str, spans: Sequence[Span], mapped: bool) -> Mapping[str, np.ndarray]:
+def files_in(folder: str, spans: Sequence[Span], mapped: bool) -> Mapping[str, np.ndarray]:
+    """The bytes of the files that these spans lie in, which must hold all of them."""
     paths = {span.file: member(folder, span.file) for span in spans}
     if missing := [name for name, path in paths.items() if not os.path.exists(path)]:
         raise FileError(f"{METADATA} names files that are not there: {', '.join(missing[:8])}; fetch them")
-    files = {name: _explained(name, partial(file_bytes, path, mapped)) for name, path in paths.items()}
+    files = {name: explained(name, partial(file_bytes, path, mapped)) for name, path in paths.items()}
     _check_spans(spans, files)
     return files
 
@@ -95,7 +98,8 @@ def _check_spans(spans: Sequence[Span], files: Mapping[str, np.ndarray]) -> None
         reach[file] = start + length
 
 
-def _entry(name: str, entry: Tensor | Span, files: Mapping[str, np.ndarray]) -> object:
+def entry_of(name: str, entry: Tensor | Span, files: Mapping[str, np.ndarray]) -> object:
+    """The array or the value of one entry."""
     try:
         return _value(entry, files) if isinstance(entry, Span) else _tensor(entry, files)
     except FileError as error:
@@ -113,7 +117,7 @@ def _tensor(tensor: Tensor, files: Mapping[str, np.ndarray]) -> np.ndarray | Raw
     check_tiling(tensor.shape, [(piece.offset, piece.shape) for piece in tensor.pieces])
     full = [piece for piece in tensor.pieces if 0 not in piece.shape]
     found: list[Any] = [
-        _chunk(piece, tensor.dtype, files) for piece in full or tensor.pieces[:1] if piece.span
+        chunk_of(piece, tensor.dtype, files) for piece in full or tensor.pieces[:1] if piece.span
     ]
     if len(found) == 1:
         return found[0]
@@ -123,7 +127,8 @@ def _tensor(tensor: Tensor, files: Mapping[str, np.ndarray]) -> np.ndarray | Raw
     return joined(tensor.shape, tensor.dtype.numpy, chunks)
 
 
-def _chunk(piece: Piece, dtype: Dtype, files: Mapping[str, np.ndarray]):
+def chunk_of(piece: Piece, dtype: Dtype, files: Mapping[str, np.ndarray]):
+    """The values of one chunk, which must be what its tensor is."""
     assert piece.span is not None
     array = _value(piece.span, files)
     name = array.dtype if isinstance(array, Raw) else getattr(array, "dtype", None)

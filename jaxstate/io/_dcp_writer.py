@@ -126,6 +126,7 @@ def index_of(
     chunks: Mapping[str, Sequence[Chunk]],
     objects: Mapping[str, Chunk] = {},
     paths: Mapping[str, Path] | None = None,
+    save_id: str | None = None,
 ) -> bytes:
     """The `.metadata` of tensors and objects by their flat names.
 
@@ -134,6 +135,7 @@ def index_of(
         chunks: those of each tensor.
         objects: the place of each that is no tensor.
         paths: where each name stands in nested dicts and lists; by default the names are one dict's.
+        save_id: what tells the parts of one save from those of another.
     """
     described = {name: _tensor(*found, chunks[name]) for name, found in tensors.items()}
     described |= {name: _named("metadata.BytesStorageMetadata") for name in objects}
@@ -145,13 +147,18 @@ def index_of(
         )
         for name, offset, chunk in rows
     }
-    return _dumped(described, {name: (name,) for name in described} if paths is None else paths, places)
+    paths = {name: (name,) for name in described} if paths is None else paths
+    return _dumped(described, paths, places, save_id)
 
 
 def _dumped(
-    described: Mapping[str, Opaque], paths: Mapping[str, Path], places: Mapping[Opaque, Opaque]
+    described: Mapping[str, Opaque],
+    paths: Mapping[str, Path],
+    places: Mapping[Opaque, Opaque],
+    save_id: str | None = None,
 ) -> bytes:
-    newer = {"planner_data": paths, "storage_data": places, "storage_meta": None, "version": VERSION}
+    meta = None if save_id is None else _named("metadata.StorageMeta", None, save_id, None, [])
+    newer = {"planner_data": paths, "storage_data": places, "storage_meta": meta, "version": VERSION}
     root = Opaque(Global(f"{_MODULE}.metadata", "Metadata"), (described,), newer)
     return dump(root, lambda value: value)
 

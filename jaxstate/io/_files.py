@@ -1,6 +1,7 @@
 """The door of `io`: `load` and `save`, which choose a format and name the file in every error."""
 
 import os
+from collections.abc import Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from jaxstate.errors import FileError
 
 from . import (
+    _dcp_ranks,
     _dcp_writer,
     _folders,
     _index,
@@ -36,14 +38,20 @@ _WRITERS = MappingProxyType(
 )
 
 
-def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = False) -> Any:
+def load(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    mmap: bool = True,
+    verify: bool = False,
+) -> Any:
     """What torch.load(path) would give, with read-only numpy arrays in the place of tensors.
 
     Args:
         path: a file that `torch.save` (of any torch since 0.1.10), `torch.jit.save`, `torch.export.save` or
             safetensors wrote; its content decides which, not its name. Or the `*.index.json` of a checkpoint
             in several such files, or a folder: of Hugging Face, in which `model.safetensors` counts before
-            its index, and either before `pytorch_model.bin`; or of `torch.distributed.checkpoint`.
+            its index, and either before `pytorch_model.bin`; or of `torch.distributed.checkpoint`. Or several
+            folders, in which each host has written its own part (`jaxstate.sharded.save(shared=False)`).
         mmap: view the file as it lies on disk; nothing is read before it is used. False reads it at once.
         verify: read all of it once and compare the checksums that archives have. The other formats have none:
             their sizes are compared in any case.
@@ -55,7 +63,8 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = Fals
         or an optimizer that was pickled whole, `jaxstate.io.state_dict_of` makes its state_dict. Several
         files with an index give one dict in the order of the index. Of `torch.distributed.checkpoint`, the
         nested object; a tensor in several chunks is a `jaxstate.LazyArray`, of which an index reads no more
-        than it asks for.
+        than it asks for; where the folders of hosts are missing, what it asks for may be missing too, and
+        that raises FileError then.
 
     Raises:
         FileError: missing, damaged, hostile, or of another format; files that do not fit their index.
@@ -67,11 +76,20 @@ def load(path: str | os.PathLike[str], *, mmap: bool = True, verify: bool = Fals
     >>> loaded["step"], bool((loaded["weight"] == np.eye(2)).all())
     (3, True)
     """
+    if isinstance(path, list | tuple):
+        return _loaded_together([path_name(one) for one in path], mmap)
     name = path_name(path)
     try:
         return _loaded(name, mmap, verify)
     except FileError as error:
         raise FileError(f"{name}: {error}") from error
+
+
+def _loaded_together(names: Sequence[str], mmap: bool):
+    try:
+        return _dcp_ranks.read(names, mmap)
+    except FileError as error:
+        raise FileError(f"{', '.join(names)}: {error}") from error
 
 
 def _loaded(name: str, mmap: bool, verify: bool):
@@ -182,7 +200,7 @@ def _write(
         raise FileError(f"cannot be written: {error.strerror or error}") from error
 
 
-def path_name(path: str | os.PathLike[str]) -> str:
+def path_name(path: Any) -> str:
     """The path as text, if it is one."""
     try:
         name = os.fspath(path)

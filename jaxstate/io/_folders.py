@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from jaxstate.errors import FileError
 
-from . import _dcp_reader, _index, _rank_shards
+from . import _dcp_ranks, _dcp_reader, _index, _rank_shards
 from ._dcp_reader import METADATA
 from ._members import member
 
@@ -40,6 +40,8 @@ def read(folder: str, read_file: Callable[[str], object], mapped: bool) -> objec
     if hugging_face:
         path = member(folder, hugging_face)
         return _index.read(path, read_file) if path.endswith(_index.SUFFIX) else read_file(path)
+    if _dcp_ranks.metadata_in(names):
+        return _dcp_ranks.read([folder], mapped)
     if parts := _rank_shards.files(names):
         return _rank_shards.read(folder, parts, mapped)
     raise FileError(_other(names))
@@ -70,11 +72,6 @@ def _found(names: list[str]) -> str | None:
 
 def _other(names: list[str]) -> str:
     """What to do about a folder that holds no checkpoint, or more than one."""
-    if any(name.endswith(".metadata") for name in names):
-        return (
-            "a folder of torch.distributed.checkpoint in which every rank has its own metadata; gather it: "
-            "load it with as many ranks, and save it with collectives"
-        )
     indices = [name for name in names if name.endswith(_index.SUFFIX)]
     if indices:
         return f"a folder without model.safetensors; load one of these: {', '.join(indices[:8])}"

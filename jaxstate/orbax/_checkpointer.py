@@ -12,12 +12,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import jax
+
 from jaxstate.binding import Binding
 from jaxstate.errors import CheckpointError
-from jaxstate.orbax._engine import named, remove_begun, sequence
+from jaxstate.orbax._engine import named, saving, sequence
 from jaxstate.orbax._progress import following
 from jaxstate.orbax._restore import Place, Restored, restore
 from jaxstate.orbax._save import Training, prepared, whole
+from jaxstate.orbax._steps import Keep, Steps
+from jaxstate.together import together
 
 
 class Best(NamedTuple):
@@ -38,9 +42,14 @@ class Checkpointer:
         best: keep these besides: `Best("loss")`, `Best("accuracy", 3, "max")`. `save` then needs the metric.
         keep_every: keep the steps that this divides besides.
         progress: show how far a save is, while `wait` waits for it.
+        shared: whether all processes see the folder. If not, each has its own, of the same name, on a disk of
+            its host, and writes what its devices hold; a step counts if it is whole on all of them.
+
+    In several processes each makes one and calls the same: a failure in one is an error in all.
 
     Raises:
-        CheckpointError: numbers below one; a mode of `best` that is neither "min" nor "max".
+        CheckpointError: numbers below one; a mode of `best` that is neither "min" nor "max"; a folder that
+            cannot be used.
 
     >>> import tempfile, numpy as np
     >>> from jaxstate.binding import Rule
@@ -63,6 +72,7 @@ class Checkpointer:
         best: Best | None = None,
         keep_every: int | None = None,
         progress: bool = False,
+        shared: bool = True,
     ):
         numbers = {"every": every, "keep": keep, "keep_every": keep_every, "best.count": best and best.count}
         if wrong := [f"{name}={n}" for name, n in numbers.items() if n is not None and n < 1]:
@@ -76,8 +86,13 @@ class Checkpointer:
         self.best = best
         self._progress = progress
         self._pending: tuple[int, Any, int] | None = None
-        measure = None if best is None else (best.count, lambda found: found[best.metric], best.mode == "min")
-        self._make = partial(sequence, self.folder, every, keep, measure, keep_every)
+        self._shared = shared or jax.process_count() == 1
+        if jax.process_count() == 1:
+            measure = best and (best.count, lambda found: found[best.metric], best.mode == "min")
+            self._make = partial(sequence, self.folder, every, keep, measure, keep_every)
+        else:
+            measure = best and (best.count, best.metric, best.mode == "min")
+            self._make = partial(Steps, self.folder, Keep(keep, measure, keep_every), shared)
         self._engine = self._begun()
 
     @property
@@ -128,10 +143,11 @@ class Checkpointer:
         if (step := operator.index(step)) % self.every:
             return False
         self.wait()
-        self._check_new(step)
-        measured = self._measured(metrics)
+        with together("js.orbax.Checkpointer: looking at the step", CheckpointError):
+            self._check_new(step)
+            measured = self._measured(metrics)
         training = Training(model, opt_state, step, binding, scheduler, rngs, extra)
-        items = prepared(training, copy=True)
+        items = prepared(training, copy=True, shared=self._shared)
         with self._saving(step):
             response = self._engine.save_checkpointables_async(step, items, metrics=measured)
         self._pending = (step, response, _size(items))
@@ -172,6 +188,8 @@ class Checkpointer:
         with self._saving(step), following(self._progress, self.folder, step, size):
             response.result()
             self._engine.wait()
+        if jax.process_count() > 1:
+            self._engine.settle()
 
     def close(self) -> None:
         """Wait, and let go. Raises CheckpointError if the save that was under way failed."""
@@ -191,19 +209,22 @@ class Checkpointer:
             self.close()
 
     def _begun(self) -> Any:
-        with named(f"{self.folder} cannot be used"):
+        what = f"{self.folder} cannot be used"
+        with together("js.orbax.Checkpointer: making the folder", CheckpointError), named(what):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with named(what):
             return self._make()
 
     @contextmanager
     def _saving(self, step: int) -> Iterator[None]:
         """Name the step in every failure, after which Orbax's object would only repeat it: take another."""
         try:
-            with named(f"step {step} was not saved"):
+            path, what = self.folder / str(step), f"step {step} was not saved"
+            with saving(path, self._shared, what):
                 yield
         except CheckpointError:
             with suppress(Exception):
                 self._engine.close()
-            remove_begun(self.folder / str(step))
             self._engine = self._begun()
             raise
 

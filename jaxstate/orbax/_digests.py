@@ -6,7 +6,7 @@ malice.
 """
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -39,7 +39,10 @@ def digests(arrays: Mapping[str, Any]) -> dict[str, Digests]:
 
 
 def damaged(
-    arrays: Mapping[str, Any], expected: Mapping[str, Digests], missing: Callable[..., Any]
+    arrays: Mapping[str, Any],
+    expected: Mapping[str, Digests],
+    missing: Callable[..., Any],
+    here: Mapping[str, Collection[Region]] | None = None,
 ) -> list[str]:
     """The paths of the arrays that are not what they were; every process gets all of them.
 
@@ -47,15 +50,19 @@ def damaged(
         arrays: by path, as they were read.
         expected: their digests.
         missing: `(path, region) -> numpy array`, reads a region that no device here holds as a whole.
+        here: by path the regions that this process can read at all, if it is not all of them.
     """
     jobs = [(path, *row) for path, rows in expected.items() for row in rows]
-    mine = set(jobs[jax.process_index() :: jax.process_count()])
+    shared = set(jobs[jax.process_index() :: jax.process_count()])
+
+    def is_mine(job: tuple[str, Region, int]) -> bool:
+        return job in shared if here is None else job[1] in here.get(job[0], ())
 
     def is_whole(job: tuple[str, Region, int]) -> bool:
         path, region, crc = job
         part = part_of(arrays[path], region)
         try:
-            part = missing(path, region) if part is None and job in mine else part
+            part = missing(path, region) if part is None and is_mine(job) else part
         except CheckpointError:
             return False  # an error of one process alone would leave the others waiting
         return part is None or checksum(part) == crc

@@ -2,35 +2,117 @@
 
 Orbax is imported where it is called, since that takes longer than all of jaxstate. Nothing is compressed:
 floats hardly shrink, and packing them costs more than writing them. What Orbax raises becomes ours.
+
+Its processes wait for each other at barriers, minutes long. So they write together only where they write one
+checkpoint; what one can do alone it does as Orbax's only process, and tells the others how it went.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxstate.errors import CheckpointError
 from jaxstate.orbax._bytes import box_of_bytes, of_bytes
+from jaxstate.together import client, exchanged, together
 
 RECORD = "jaxstate"  # an item by our own name: programs choose names like "meta"
 
 Items = Mapping[str, Any]
 
 
-def write(path: Path, items: Items) -> None:
+def write(path: Path, items: Items, shared: bool = True) -> None:
     """Write these items, whose leaves nobody changes meanwhile; there is all of it in the end, or nothing.
 
     Raises:
-        CheckpointError: it cannot be written. What was begun is removed.
+        CheckpointError: it cannot be written, in this process or another. What was begun is removed.
     """
-    engine, context = engine_and_context()
-    with named(f"{path} was not written"), context:
-        try:
-            engine.save_checkpointables(path, dict(items))
-        except BaseException:
-            remove_begun(path)
-            raise
+    with saving(path, shared):
+        begin(path, items, shared).result()
+
+
+def begin(path: Path, items: Items, shared: bool) -> Any:
+    """Begin to write these items; what is returned has a `result()` to wait for."""
+    if shared:
+        _count_alike()
+    engine, context = engine_and_context(alone=not shared)
+    with context:
+        return engine.save_checkpointables_async(path, dict(items))
+
+
+@contextmanager
+def saving(path: Path, shared: bool, what: str = "") -> Iterator[None]:
+    """What Orbax does inside for one checkpoint is done in all processes, or raises in all.
+
+    Args:
+        path: of the checkpoint.
+        shared: whether it is one of all processes.
+        what: how failures begin.
+
+    Raises:
+        CheckpointError: it failed in this process or another. What was begun is removed.
+    """
+    what, cut_off = what or f"{path} was not written", None
+    try:
+        with together("js.orbax: writing", lambda words: CheckpointError(f"{what}: {words}")):
+            try:
+                with named(what):
+                    yield
+            except CheckpointError as error:
+                if shared and jax.process_count() > 1:
+                    _release()
+                if _BARRIER not in str(error):
+                    raise
+                cut_off = error  # the process that failed says why
+        if cut_off is not None:
+            raise cut_off
+    except BaseException:
+        remove_begun(path, whole=not shared)
+        raise
+
+
+_BARRIER = "CoordinationService/Barrier"
+_ITEMS = ("params", "buffers", "random", "optimizer", "rngs")
+
+
+def _barriers(operation: str) -> Iterator[str]:
+    """Where Orbax's processes wait for each other during a save: as long as 20 minutes for each item."""
+    for moment in ("maybe_overwrite_existing:pre", "maybe_overwrite_existing:post", "finalize"):
+        yield f"[op={operation}] save_checkpointables_async:{moment}"
+    yield f"[op={operation}] create_directory:post"
+    for item in _ITEMS:
+        for moment in ("commit", "finalize"):
+            yield f"[op={operation}.{item}] save_and_finalize_{operation}.{item}_{moment}_complete"
+
+
+def _release() -> None:
+    """End the waiting of the other processes for this one, which has failed.
+
+    A barrier fails for all as soon as one comes to it with another list of who takes part. Where Orbax calls
+    its barriers otherwise, the others wait for as long as Orbax lets them.
+    """
+    operation = _operations().get_current_operation_id()
+    for barrier in _barriers(operation):
+        with suppress(jax.errors.JaxRuntimeError):
+            client().wait_at_barrier(barrier, 10, [jax.process_index()])
+
+
+def _count_alike() -> None:
+    """Orbax counts its operations to name its barriers; a process that failed at one has not counted it."""
+    mine = int(_operations().get_current_operation_id()) if jax.process_count() > 1 else 0
+    count = max(map(int, exchanged("js.orbax: counting", str(mine)).values()))
+    for _ in range(count - mine):
+        _operations().next_operation_id()
+
+
+def _operations() -> Any:
+    from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
+
+    return OperationIdGenerator
 
 
 def read(path: Path, targets: Items) -> dict[str, Any]:
@@ -39,14 +121,14 @@ def read(path: Path, targets: Items) -> dict[str, Any]:
     Raises:
         CheckpointError: what is stored is damaged or is not there.
     """
-    engine, context = engine_and_context()
+    engine, context = engine_and_context(alone=True)
     with named(f"{path} cannot be read"), context:
         return engine.load_checkpointables(path, dict(targets))
 
 
 def read_tree(path: Path, name: str | None, targets: Any) -> Any:
     """Read one tree of a checkpoint that another program wrote, by the name it has there."""
-    engine, context = engine_and_context()
+    engine, context = engine_and_context(alone=True)
     with named(f"{path} cannot be read"), context:
         return engine.load(path, targets, checkpointable_name=name)
 
@@ -81,7 +163,8 @@ def read_record(path: Path) -> dict[str, Any] | None:
     if not path.is_dir() or not engine.is_orbax_checkpoint(path):
         raise CheckpointError(_what(path))
     if (path / RECORD).is_dir():
-        return read(path, {RECORD: None})[RECORD]
+        with named(f"{path} cannot be read"):
+            return json.loads((path / RECORD / "data.json").read_text())
     if f'"{RECORD}":' in _text(path / "_CHECKPOINT_METADATA"):
         raise CheckpointError(f"{path} had a record, {RECORD}/data.json, and has it no more: it is damaged")
     return None
@@ -125,7 +208,8 @@ def sequence(
     best: tuple[int, Callable[[Any], float], bool] | None,
     multiples: int | None,
 ) -> Any:
-    """Orbax's own checkpointer of a training.
+    """Orbax's own checkpointer of a training, for one process: of several, each would wait for its finding
+    out that another one has failed.
 
     Args:
         folder: where to.
@@ -167,14 +251,16 @@ def _first(error: BaseException) -> BaseException:
     return error if error.__cause__ is None else _first(error.__cause__)
 
 
-def remove_begun(path: Path) -> None:
-    """Remove what a save that failed has left beside the place it was to stand."""
+def remove_begun(path: Path, whole: bool = False) -> None:
+    """Remove what a save that failed has left beside the place it was to stand, and there if it is whole."""
+    if whole:
+        shutil.rmtree(path, ignore_errors=True)
     for begun in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
         shutil.rmtree(begun, ignore_errors=True)
 
 
-def engine_and_context() -> tuple[Any, Any]:
-    """Orbax, and our settings for it."""
+def engine_and_context(alone: bool = False) -> tuple[Any, Any]:
+    """Orbax, and our settings for it; with `alone`, as if there were no other process."""
     from orbax.checkpoint import v1 as ocp
 
     registry = ocp.handlers.local_registry()
@@ -185,6 +271,13 @@ def engine_and_context() -> tuple[Any, Any]:
     context.array.saving.use_compression = False
     # What may change during a save was copied before.
     context.memory.deepcopy_host_arrays = False
+    if jax.process_count() > 1:
+        # A directory that cannot be made is found at a barrier then, which can be released.
+        context.asynchronous.create_directories_asynchronously = False
+    if jax.process_count() > 1 and alone:
+        context.array.saving.use_replica_parallel = False  # the replicas are elsewhere
+        context.multiprocessing.primary_host = None
+        context.multiprocessing.active_processes = {jax.process_index()}
     return ocp, context
 
 

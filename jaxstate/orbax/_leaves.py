@@ -124,8 +124,12 @@ def target(leaf: Leaf, place: Sharding | None) -> Any:
 
 def empty(leaf: Leaf, place: Sharding | None) -> Any:
     """The stored array of a leaf without elements."""
-    array = np.empty(leaf.stored.shape, leaf.stored.dtype)
-    if place is None or not is_placeable(leaf.stored.dtype):
+    return placed(np.empty(leaf.stored.shape, leaf.stored.dtype), leaf, place)
+
+
+def placed(array: Any, leaf: Leaf, place: Sharding | None) -> Any:
+    """The stored array in this place, if it was read into numpy and JAX has such arrays."""
+    if isinstance(array, jax.Array) or place is None or not is_placeable(leaf.stored.dtype):
         return array
     return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 

@@ -24,31 +24,50 @@ from jaxstate.orbax._leaves import (
     is_placeable,
     kind_of,
     place_of,
+    placed,
     target,
     unstored,
 )
+from jaxstate.orbax._own import Held, bytes_target, from_bytes
+from jaxstate.together import together
 
 Items = Mapping[str, Mapping[str, Any]]
 
 
 def read_leaves(
-    path: Path, leaves: Mapping[str, Mapping[str, Leaf]], places: Mapping[str, Mapping[str, Sharding | None]]
+    path: Path,
+    leaves: Mapping[str, Mapping[str, Leaf]],
+    places: Mapping[str, Mapping[str, Sharding | None]],
+    held: Held | None = None,
 ) -> dict[str, dict[str, Any]]:
     """These leaves of a checkpoint, bit for bit as they were saved, in these places; None means numpy.
+
+    Args:
+        path: of the checkpoint.
+        leaves: what the record says of all of them.
+        places: of those that are read.
+        held: what the folder holds, if only this host sees it.
 
     Raises:
         CheckpointError: leaves that are not what was written, by name.
     """
     rows = [(item, p, leaves[item][p], place) for item, row in places.items() for p, place in row.items()]
+    plain = frozenset() if held is None else held.plain
     targets: dict[str, dict[str, Any]] = {}
     for item, p, leaf, place in rows:
-        None if leaf.is_empty else targets.setdefault(item, {}).update({p: target(leaf, place)})
-    found = read(path, targets)
-    arrays = {(item, p): found[item][p] for item, row in targets.items() for p in row}
-    _check_whole(path, arrays, {(item, p): leaf for item, p, leaf, _ in rows})
+        aim = bytes_target(leaf.stored) if f"{item}/{p}" in plain else target(leaf, place)
+        None if leaf.is_empty else targets.setdefault(item, {}).update({p: aim})
+    with together("js.orbax.restore: reading", CheckpointError):
+        found = read(path, targets)
+        arrays = {(item, p): found[item][p] for item, row in targets.items() for p in row}
+        by_name = {(item, p): leaf for item, p, leaf, _ in rows}
+        for name in [name for name in arrays if "/".join(name) in plain]:
+            arrays[name] = from_bytes(arrays[name], by_name[name].stored)
+        _check_kinds(path, arrays, by_name)
+    _check_whole(path, arrays, by_name, held)
     made: dict[str, dict[str, Any]] = {item: {} for item in places}
     for item, p, leaf, place in rows:
-        array = empty(leaf, place) if leaf.is_empty else arrays[item, p]
+        array = empty(leaf, place) if leaf.is_empty else placed(arrays[item, p], leaf, place)
         made[item][p] = unstored(array, leaf)
     return made
 
@@ -114,16 +133,22 @@ def _family(dtype: str) -> str:
     return next((name for name, kind in kinds if jax.numpy.issubdtype(np.dtype(dtype), kind)), "float")
 
 
-def _check_whole(path: Path, arrays: Mapping[Any, Any], leaves: Mapping[Any, Leaf]) -> None:
+def _check_kinds(path: Path, arrays: Mapping[Any, Any], leaves: Mapping[Any, Leaf]) -> None:
     strange = [
         name for name, x in arrays.items() if not hasattr(x, "shape") or kind_of(x) != leaves[name].stored
     ]
     if strange:
         raise CheckpointError(f"{path}: Orbax has read something else for {_listed(strange)}")
+
+
+def _check_whole(
+    path: Path, arrays: Mapping[Any, Any], leaves: Mapping[Any, Leaf], held: Held | None
+) -> None:
     names = {"/".join(name): name for name in arrays}
     sums = {text: leaves[name].digests for text, name in names.items()}
     missing = partial(read_region, path)
-    if bad := damaged({text: arrays[name] for text, name in names.items()}, sums, missing):
+    here = None if held is None else held.regions
+    if bad := damaged({text: arrays[name] for text, name in names.items()}, sums, missing, here):
         raise CheckpointError(
             f"{path} is damaged: {_listed(names[text] for text in bad)} "
             "are not the values that were saved; restore another step, or a copy of this one"

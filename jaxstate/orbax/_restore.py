@@ -24,9 +24,11 @@ from jaxstate.orbax._items import (
     with_optimizer_leaves,
 )
 from jaxstate.orbax._leaves import NUMBERS, Leaf, is_placeable, place_of, saved_place
+from jaxstate.orbax._own import Held, lacking
 from jaxstate.orbax._read import fitted, problems, read_leaves
 from jaxstate.orbax._record import Record
 from jaxstate.orbax._skeleton import filled
+from jaxstate.together import alike, together
 
 Place = Mesh | Sharding | Callable[[str, jax.ShapeDtypeStruct], Sharding]
 Items = Mapping[str, Mapping[str, Any]]
@@ -91,24 +93,82 @@ def restore(
             dtype than the template's, all of them; leaves that the disk has damaged, by name.
     """
     path = Path(path).absolute()
-    meta = _engine.read_record(path)
-    if meta is None:
-        if rngs is not None or sharding is not None:
+    with _together("looking at the checkpoint"):
+        meta = _engine.read_record(path)
+        if meta is None and (rngs is not None or sharding is not None):
             raise CheckpointError(
                 f"{path} was written by another program: it is read into templates of a model and of an "
                 "optimizer's state, and rngs= and sharding= are for checkpoints of jaxstate"
             )
-        return _foreign(find(path, model, opt_state, at, cast), model, opt_state, cast)
-    record = Record.from_json(meta, path)
-    templates = _templates(record, model, opt_state, rngs)
-    if not templates:
-        return _whole(path, record, sharding)
-    if sharding is not None or at is not None:
+        asked = None if meta is None else _asked(path, meta, (model, opt_state, rngs), sharding, at, cast)
+    if asked is None:
+        with _together("reading a checkpoint of another program"):
+            return _foreign(find(path, model, opt_state, at, cast), model, opt_state, cast)
+    alike("js.orbax.restore: the checkpoint", asked.name, CheckpointError)
+    found = read_leaves(path, asked.record.leaves, asked.places, asked.held)
+    if not asked.templates:
+        return _whole(asked.record, found)
+    with _together("filling the templates"):
+        return _restored(asked.record, _fitted(found, asked.templates, cast), model, opt_state, rngs)
+
+
+class _Asked(NamedTuple):
+    """What of a checkpoint of ours is to be read, and where it is to lie."""
+
+    name: str
+    record: Record
+    held: Held | None
+    templates: Items
+    places: Mapping[str, Mapping[str, Sharding | None]]
+
+
+def _asked(
+    path: Path, meta: Any, given: tuple[Any, Any, Any], sharding: Place | None, at: str | None, cast: bool
+) -> _Asked:
+    record, held = Record.from_json(meta, path), _held(meta, path)
+    templates = _templates(record, *given)
+    if templates and (sharding is not None or at is not None):
         raise CheckpointError("sharding= is for leaves without templates, and at= for other programs' files")
     _check(record, templates, cast)
-    places = {item: {p: place_of(leaf) for p, leaf in row.items()} for item, row in templates.items()}
-    found = _fitted(read_leaves(path, record.leaves, places), templates, cast)
-    return _restored(record, found, model, opt_state, rngs)
+    places = {item: {p: place_of(leaf) for p, leaf in row.items()} for item, row in templates.items()} or {
+        item: {p: None if item == "random" else _place(p, leaf, sharding) for p, leaf in row.items()}
+        for item, row in record.leaves.items()
+    }
+    if held is not None:
+        _check_held(path, record, held, places)
+    return _Asked(f"{meta['crc32']:08x}", record, held, templates, places)
+
+
+def _held(meta: Any, path: Path) -> Held | None:
+    if meta.get("held") is None:
+        return None
+    held = Held.from_json(meta["held"])
+    if held.processes != jax.process_count():
+        raise CheckpointError(
+            f"{path} is what process {held.process} of {held.processes} has kept for itself, and here are "
+            f"{jax.process_count()}: restore it with as many, save it where all see it, and go on from there"
+        )
+    return held
+
+
+def _check_held(path: Path, record: Record, held: Held, places: Mapping[str, Mapping[str, Any]]) -> None:
+    lines = [
+        f"{item}: {p}{[list(ends) for ends in region]}"
+        for item, row in places.items()
+        for p, place in row.items()
+        if not (leaf := record.leaves[item][p]).is_empty and f"{item}/{p}" not in held.plain
+        for region in lacking(leaf.stored.shape, place, held.regions.get(f"{item}/{p}", ()))
+    ]
+    if lines:
+        raise CheckpointError(
+            f"{path} is what process {held.process} of {held.processes} has kept of its own shards, and "
+            "these parts are needed here and lie on other hosts:\n\t" + "\n\t".join(lines) + "\n"
+            "restore with the shardings that were saved, save where all see it, and restore that as you like"
+        )
+
+
+def _together(step: str) -> Any:
+    return together(f"js.orbax.restore: {step}", CheckpointError)
 
 
 def read_record(path: str | Path) -> Record:
@@ -122,6 +182,11 @@ def read_record(path: str | Path) -> Record:
         raise CheckpointError(
             f"{path} was not written by jaxstate.orbax.save, and does not say what torch calls its leaves: "
             "restore it with templates, then save"
+        )
+    if meta.get("held") is not None:
+        raise CheckpointError(
+            f"{path} is what one process of several has kept for itself: restore it with as many processes, "
+            "and save it where all see it"
         )
     return Record.from_json(meta, path)
 
@@ -167,13 +232,8 @@ def _restored(record: Record, found: Items, model: Any, opt_state: Any, rngs: An
     )
 
 
-def _whole(path: Path, record: Record, sharding: Place | None) -> Restored:
+def _whole(record: Record, found: dict[str, dict[str, Any]]) -> Restored:
     """All of a checkpoint, without templates."""
-    places = {
-        item: {p: None if item == "random" else _place(p, leaf, sharding) for p, leaf in row.items()}
-        for item, row in record.leaves.items()
-    }
-    found = read_leaves(path, record.leaves, places)
     for item, row in found.items():
         numbers = {p: NUMBERS[name](row[p]) for p in row if (name := record.leaves[item][p].number)}
         found[item] = {**row, **numbers}

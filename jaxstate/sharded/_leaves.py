@@ -30,15 +30,14 @@ def own(leaf: Any) -> LazyArray:
     return from_parts(tuple(leaf.shape), np.dtype(leaf.dtype), partial(_own_part, leaf))
 
 
-def shards(leaf: Any) -> dict[Region, int]:
-    """The parts that a leaf lies in on all processes, and the process that is to write each."""
+def shards(leaf: Any) -> dict[Region, tuple[int, ...]]:
+    """The parts that a leaf lies in on all processes, and the processes that hold each, in order."""
     if not isinstance(leaf, jax.Array):
-        return {tuple((0, n) for n in leaf.shape): 0}
-    found: dict[Region, int] = {}
+        return {tuple((0, n) for n in leaf.shape): tuple(range(jax.process_count()))}
+    found: dict[Region, set[int]] = {}
     for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
-        region, process = _region(index, leaf.shape), int(device.process_index or 0)
-        found[region] = min(found.get(region, process), process)
-    return found
+        found.setdefault(_region(index, leaf.shape), set()).add(int(device.process_index or 0))
+    return {region: tuple(sorted(processes)) for region, processes in found.items()}
 
 
 def _region(index: Box, shape: tuple[int, ...]) -> Region:

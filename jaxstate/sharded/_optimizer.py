@@ -43,7 +43,7 @@ def with_optimizer(
     chunks = {f"model.{key}": boxes for key, boxes in plan.chunks.items()}
     chunks |= {f"optimizer.state.{name}": boxes for name, boxes in _chunks(state, plan).items()}
     objects = {name: value for name, value in entries.items() if name not in arrays}
-    return Plan(arrays, mine, chunks, plan.binding, objects, paths)
+    return plan._replace(arrays=arrays, mine=mine, chunks=chunks, objects=objects, paths=paths)
 
 
 def _mapped(state: State, change: Callable[[Any], Any]) -> State:
@@ -67,7 +67,7 @@ def _flat(obj: dict[str, Any]) -> tuple[Entries, dict[str, Path]]:
     return {name: value for name, (path, value) in full if path[-1] is not EMPTY}, paths
 
 
-def _chunks(state: State, plan: Plan) -> dict[str, Mapping[Any, int]]:
+def _chunks(state: State, plan: Plan) -> dict[str, Mapping[Any, Any]]:
     """By parameter and buffer, the boxes that lie on the processes, and who writes each."""
     parameters = Parameters.of_state(plan.binding, state)
     return {
@@ -79,10 +79,10 @@ def _chunks(state: State, plan: Plan) -> dict[str, Mapping[Any, int]]:
 
 def _chunks_of(
     parameters: Parameters, is_own: bool, leaves: Mapping[str, Any]
-) -> Iterator[tuple[str, Mapping[Any, int]]]:
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
     """Those of one buffer, of which there are leaves for all paths of a family or for none."""
     placed = {parameters.prefix + path: leaf for path, leaf in leaves.items()}
-    found: dict[str, Mapping[Any, int]] = {}
+    found: dict[str, Mapping[Any, Any]] = {}
     for family in [family for family in parameters.families if set(family.paths) <= set(placed)]:
         if isinstance(family, Itself) and placed[family.key].size:
             found[family.key] = shards(placed[family.key])
