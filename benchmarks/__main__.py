@@ -1,13 +1,13 @@
 """All rows, or the named ones, as tables of ratios and as JSON.
 
     python -m benchmarks [import export open small convolutions scanned sharded adam step ...]
-                         [--layers 2] [--runs 5] [--folder /dev/shm] [--json FILE] [--tiny]
+                         [--layers 2] [--runs 5] [--folder /dev/shm] [--json FILE] [--markdown FILE] [--tiny]
 
 Each method is a process of its own: one warm-up, whose result is compared with the other methods', then the
 runs, of which the median counts. `CPU s` is CPU seconds of all threads, `anon` by how much anonymous memory
 peaked above what it was, in bytes of the data. Ratios are to the first line of a table, which is the floor: a
 bare copy of the same bytes into fresh memory, or a bare write of them. 12 layers are 0.75 billion parameters,
-50 are 2.7.
+50 are 2.7. `--markdown benchmarks/README.md` puts the tables into that page, each row's behind its mark.
 """
 
 import argparse
@@ -16,12 +16,14 @@ import os
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
-from benchmarks import importing, llama, opening
+from benchmarks import importing, llama, markdown, opening
 from benchmarks.measure import ROOT, child
 
 DTYPES = ("bfloat16", "float32")
 BYTES = {"bfloat16": 2, "float32": 4}
+ORACLE = "torch_side"  # a method that only says what the others must give
 
 
 def nbytes(options):
@@ -34,28 +36,22 @@ def nbytes(options):
     return size
 
 
-def measured(title, module, methods, options, size, strict=True):
+def measured(title, module, methods, options, size):
     """A table: every method's figures; those that give values must give the same."""
     rows = {name: child(module, name, options) for name in methods}
-    digests = {row["digest"] for row in rows.values() if row.get("digest") is not None}
-    if strict and len(digests) > 1:
-        raise SystemExit(f"{title}: the methods differ: { {n: r.get('digest') for n, r in rows.items()} }")
-    show(title, rows, size)
-    return {"table": title, "bytes": size, "rows": rows}
+    digests = {name: row["digest"] for name, row in rows.items() if row.get("digest") is not None}
+    if len(set(digests.values())) > 1:
+        raise SystemExit(f"{title}: the methods differ: {digests}")
+    if failed := {n: r["skipped"] for n, r in rows.items() if "skipped" in r and not n.startswith("peer_")}:
+        raise SystemExit(f"{title}: {failed}")
+    rows.pop(ORACLE, None)
+    return shown({"table": title, "bytes": size, "rows": rows})
 
 
-def show(title, rows, size):
-    print(f"\n{title}, {size / 1e6:.0f} MB\n{'':24}{'s':>8}{'CPU s':>8}{'x':>9}{'CPU x':>9}{'anon':>8}")
-    floor = next((row for row in rows.values() if "cpu" in row), {})
-    for name, row in rows.items():
-        if "cpu" not in row:
-            print(f"{name.removeprefix('peer_'):24}  - {row['skipped'][:80]}")
-            continue
-        ratios = f"{row['wall'] / floor['wall']:9.2f}{row['cpu'] / max(floor['cpu'], 1e-9):9.2f}"
-        memory = f"{row['anon'] / size:8.2f}" if size else ""
-        print(
-            f"{name.removeprefix('peer_'):24}{row['wall']:8.3f}{row['cpu']:8.3f}{ratios}{memory}", flush=True
-        )
+def shown(table):
+    """The same table, printed."""
+    print("\n" + "\n".join(markdown.lines(table)), flush=True)
+    return table
 
 
 def import_(options, folder):
@@ -105,7 +101,7 @@ def export(options, folder):
                 os.unlink(here["out"])
         wanted["shard"] = nbytes(wanted) // 3
         sharded = {**wanted, "transposed": True, "out": os.path.join(folder, "sharded")}
-        os.makedirs(sharded["out"])
+        os.makedirs(sharded["out"], exist_ok=True)
         yield measured(
             f"export {dtype} in shards",
             "exporting",
@@ -122,8 +118,7 @@ def open_(options, folder):
     here = {**options, "path": path}
     yield measured("open, first value", "opening", ["first_value_safetensors", "first_value"], here, 0)
     row = opening.imports(options["runs"], folder)
-    show("import jaxstate, after jax, flax.nnx, optax", {"import jaxstate": row}, 0)
-    yield {"table": "import jaxstate", "rows": {"import jaxstate": row}}
+    yield shown({"table": opening.TITLE, "bytes": 0, "rows": {"import jaxstate": row}})
 
 
 def _shape(name):
@@ -132,7 +127,10 @@ def _shape(name):
         here = {**options, "shape": name, "env": eight}
         size = _shape_bytes(name, here)
         yield measured(f"{name}, load_state_dict", "shapes", ["copy", "load", "expected"], here, size)
-        yield measured(f"{name}, state_dict", "shapes", ["copy", "export", "torch_side"], here, size)
+        yield measured(f"{name}, state_dict", "shapes", ["copy", "export", ORACLE], here, size)
+        here["out"] = os.path.join(folder, f"{name}.safetensors")
+        yield measured(f"{name}, into a file", "shapes", ["write", "save", ORACLE], here, size)
+        os.unlink(here["out"])
         if name == "small":
             yield from _small_layers(here)
 
@@ -168,20 +166,25 @@ def _shape_bytes(name, options):
 
 
 def adam(options, folder):
-    """The state of Adam, both ways."""
-    here = {**options, "dtype": "float32", "transposed": True}
+    """The state of Adam over 0.75 billion parameters, both ways."""
+    here = {**options, "dtype": "float32", "transposed": True, "layers": options["adam_layers"], "runs": 3}
     size = 2 * nbytes(here)
     yield measured("Adam state from torch", "optimizer_state", ["copy", "load"], here, size)
-    yield measured("Adam state to torch", "optimizer_state", ["copy", "export", "torch_side"], here, size)
+    yield measured("Adam state to torch", "optimizer_state", ["copy", "export", ORACLE], here, size)
 
 
-def step(options, folder):
-    """One step of each optimizer; see benchmarks/optimizer_step.py."""
-    out = os.path.join(folder, "step.json")
-    sizes = ["--millions", str(options["millions"]), "--rounds", str(options["rounds"]), "--json", out]
-    subprocess.run([sys.executable, "benchmarks/optimizer_step.py", *sizes], cwd=ROOT, check=True)
-    with open(out) as file:
-        yield {"table": "optimizer step", "rows": json.load(file)}
+def _script(name, *flags):
+    def rows(options, folder):
+        out = os.path.join(folder, f"{name}.json")
+        told = [str(options.get(flag, flag)) for flag in flags]
+        told = [out if flag == "OUT" else flag for flag in told]
+        command = [sys.executable, f"benchmarks/{name}.py", *told]
+        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+        found = {"rows": json.loads(open(out).read())} if os.path.exists(out) else {}
+        yield shown({"table": name, "text": done.stdout, **found})
+
+    rows.__doc__ = f"What benchmarks/{name}.py prints."
+    return rows
 
 
 ROWS = {
@@ -190,10 +193,14 @@ ROWS = {
     "open": open_,
     **{name: _shape(name) for name in ("small", "convolutions", "scanned", "sharded")},
     "adam": adam,
-    "step": step,
+    "step": _script("optimizer_step", "--millions", "millions", "--rounds", "rounds", "--json", "OUT"),
+    "checkpoints": _script("checkpoints", "--mib", "mib", "--folder", "folder"),
+    "scaling": _script("scaling", "--mib", "scaling_mib", "--folder", "folder"),
 }
-SIZES = {"leaves": 10_000, "sparse": 5_000_000_000, "millions": 5, "rounds": 7}
-TINY = {"leaves": 40, "sparse": 1_000_000, "millions": 0.1, "rounds": 3, "shrink": 16}
+SIZES = {"leaves": 10_000, "sparse": 5_000_000_000, "adam_layers": 12}
+SIZES |= {"millions": 20, "rounds": 9, "mib": 256, "scaling_mib": 1024}
+TINY = {"leaves": 40, "sparse": 1_000_000, "adam_layers": 1, "shrink": 16}
+TINY |= {"millions": 0.1, "rounds": 3, "mib": 4, "scaling_mib": 16}
 
 
 def main():
@@ -203,6 +210,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--folder", default="/dev/shm", help="for the files; in memory by default")
     parser.add_argument("--json", help="where to write all figures")
+    parser.add_argument("--markdown", help="a page whose tables are to be replaced")
     parser.add_argument("--tiny", action="store_true", help="sizes that only show that it runs")
     asked = parser.parse_args()
     if unknown := [name for name in asked.rows if name not in ROWS]:
@@ -211,10 +219,13 @@ def main():
     tables = []
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         for name in asked.rows or ROWS:
-            tables += ROWS[name](options, folder)
+            found = list(ROWS[name]({**options, "folder": folder}, folder))
+            tables += found
+            if asked.markdown:
+                page = Path(asked.markdown)
+                page.write_text(markdown.replaced(page.read_text(), name, found))
     if asked.json:
-        with open(asked.json, "w") as file:
-            json.dump(tables, file, indent=1)
+        Path(asked.json).write_text(json.dumps(tables, indent=1))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def _model(options):
     return jax.block_until_ready(made), binding
 
 
-def _written(options):
+def _file(options):
     def digest(made):
         if os.path.isdir(options["out"]):
             from safetensors.numpy import load_file
@@ -48,12 +48,15 @@ def _written(options):
 
 def write(options, crc=False):
     """The floor: the bytes as they lie, written in pieces."""
+    return written(list(llama.arrays(options).values()), options["out"], crc)
+
+
+def written(arrays, path, crc=False):
+    """A method that writes the bytes of these arrays, with or without a checksum of them."""
     import numpy as np
 
-    arrays = list(llama.arrays(options).values())
-
     def run():
-        with open(options["out"], "wb", buffering=0) as file:
+        with open(path, "wb", buffering=0) as file:
             for array in arrays:
                 data = array.reshape(-1).view(np.uint8).data
                 for at in range(0, len(data), PIECE):
@@ -78,7 +81,7 @@ def jaxstate(options):
 
     model, binding = _model(options)
     how = {"max_shard_size": options["shard"]} if options.get("shard") else {}
-    return lambda: js.save(js.state_dict(model, binding, lazy=True), options["out"], **how), _written(options)
+    return lambda: js.save(js.state_dict(model, binding, lazy=True), options["out"], **how), _file(options)
 
 
 def torch_save(options):
@@ -99,7 +102,7 @@ def torch_save(options):
     def run():
         torch.save({key: tensor(key, leaf) for key, leaf in leaves.items()}, options["out"])
 
-    return run, _written(options)
+    return run, _file(options)
 
 
 def safetensors_numpy(options):
@@ -114,4 +117,4 @@ def safetensors_numpy(options):
         arrays = llama.jax_side(options, {key: np.asarray(leaf) for key, leaf in leaves.items()})
         save_file({key: np.ascontiguousarray(array) for key, array in arrays.items()}, options["out"])
 
-    return run, _written(options)
+    return run, _file(options)

@@ -18,6 +18,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "benchmarks/.venv/bin/python"
+# Else glibc keeps freed blocks, after some runs of any size, and a copy into these is none into fresh memory.
+ENVIRONMENT = {
+    "JAX_PLATFORMS": "cpu",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_MMAP_THRESHOLD_": "1048576",
+}
 
 
 def anonymous():
@@ -95,7 +101,7 @@ def child(module, method, options):
     if peer and not PEERS.exists():
         return {"skipped": "no environment of peers"}
     command = [str(PEERS) if peer else sys.executable, "-m", "benchmarks.measure", module, method]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "TOKENIZERS_PARALLELISM": "false", **options.get("env", {})}
+    env = {**os.environ, **ENVIRONMENT, **options.get("env", {})}
     done = subprocess.run([*command, json.dumps(options)], capture_output=True, text=True, cwd=ROOT, env=env)
     if done.returncode:
         return {"skipped": (done.stderr.strip().splitlines() or ["failed"])[-1][:200]}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 LIBRARIES = "import jax, flax.nnx, optax"
+TITLE = "import jaxstate, after jax, flax.nnx, optax"
 
 
 def sparse(path, nbytes):

@@ -3,6 +3,7 @@
 Each method takes a state_dict of torch's side, or the model, through `load_state_dict` and back.
 """
 
+from benchmarks.exporting import written
 from benchmarks.measure import checksum
 
 
@@ -118,6 +119,26 @@ def export(options):
     made, binding, template = _prepared(options)
     leaves = jax.block_until_ready(js.load_state_dict(template, made, binding))
     return lambda: js.state_dict(leaves, binding), checksum
+
+
+def save(options):
+    """The same, but written into a file of safetensors in place of arrays."""
+    import jax
+    from safetensors.numpy import load_file
+
+    import jaxstate as js
+
+    made, binding, template = _prepared(options)
+    leaves = jax.block_until_ready(js.load_state_dict(template, made, binding))
+    return (
+        lambda: js.save(js.state_dict(leaves, binding, lazy=True), options["out"]),
+        lambda found: checksum(load_file(options["out"])),
+    )
+
+
+def write(options):
+    """The floor of a file: the bytes as they lie, written in pieces."""
+    return written(list(arrays(SHAPES[options["shape"]](options)[0]).values()), options["out"])
 
 
 def torch_side(options):

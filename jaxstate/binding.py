@@ -45,6 +45,7 @@ class Binding:
         rules: Rule, Fused, Padded, Tied, TorchOnly, JaxOnly and Sum, in torch's order of registration.
         order: torch's keys in another order, if a file is known to have one.
         metadata: torch's `_metadata`: `{module: {"version": int}}`, if a file is known to have it.
+        warnings: sentences on what differs from the original beside the weights (`bind(original=...)`).
 
     Raises:
         BindingError: a key or a path that two rules claim, a tie to a key that no rule writes, an
@@ -61,6 +62,7 @@ class Binding:
     rules: tuple[AnyRule, ...]
     order: tuple[str, ...] = ()
     metadata: Mapping[str, Mapping[str, int]] | None = None
+    warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
         object.__setattr__(self, "rules", tuple(self.rules))
@@ -133,7 +135,8 @@ class Binding:
         arrays = without_tensors(state_dict)
         if not (comparison := self.compare(arrays)):
             raise comparison.error()
-        return dict(self.each_leaf(arrays))
+        made = Made(self._untied(arrays))
+        return {path: leaf for rule in self.rules for path, leaf in rule.leaves(made).items()}
 
     def each_leaf(self, state_dict: Arrays, parted: Set[str] = frozenset()) -> Iterator[tuple[str, Any]]:
         """The leaves of a state_dict that fits, rule by rule, so that one at a time is in memory.
@@ -141,11 +144,11 @@ class Binding:
         Args:
             state_dict: what `compare` has found to fit.
             parted: paths of leaves that are wanted in parts: these come as a `LazyArray`, of which an index
-                reads no more than it asks for.
+                reads no more than it asks for. So do leaves put together of parts, to be written once.
         """
         arrays = self._untied(state_dict)
         for rule in self.rules:
-            lazy = any(path in parted for path in rule.paths)
+            lazy = rule.gathers or any(path in parted for path in rule.paths)
             yield from (rule.lazy_leaves(arrays) if lazy else rule.leaves(Made(arrays))).items()
 
     def agreeing(self, state_dict: Arrays, parted: Set[str]) -> Arrays:
@@ -316,10 +319,10 @@ class Binding:
         return [row for rule in self.rules for row in rule.rows]
 
     def __str__(self) -> str:
-        return table(COLUMNS, self.rows)
+        return table(COLUMNS, self.rows, [f"warning: {line}" for line in self.warnings])
 
     def _repr_html_(self) -> str:
-        return html_table(COLUMNS, self.rows)
+        return html_table(COLUMNS, self.rows, [f"warning: {line}" for line in self.warnings])
 
     __repr__ = __str__
 

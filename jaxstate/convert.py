@@ -5,6 +5,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -21,8 +22,13 @@ from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
 from jaxstate.io import Opaque
 from jaxstate.lazy import LazyArray
+<<<<<<< HEAD
 from jaxstate.placement import fresh, is_parted, narrows, placed, sharding_of
 from jaxstate.together import processes_of, together
+=======
+from jaxstate.original import warnings_of
+from jaxstate.placement import fresh, is_parted, narrows, placed
+>>>>>>> main
 
 
 def bind(
@@ -38,6 +44,7 @@ def bind(
     as_is: str | Sequence[str] = (),
     flatten: Mapping[str, tuple[int, ...] | None] | None = None,
     kwargs: Mapping[str, Any] | None = None,
+    original: Any = None,
 ) -> Binding:
     """Read a model: which torch key each of its leaves has, in which layout, in torch's order.
 
@@ -65,6 +72,9 @@ def bind(
         flatten: for a layer that reads a flattened image, the image's `(C, H, W)`, or None to take its
             weights as they are; `{}` says that nothing is flattened.
         kwargs: keyword arguments of the model's call.
+        original: what the model was ported from, to compare what both are set to (`Binding.warnings`): the
+            torch module, which may be on torch's meta device; or a config of transformers or the dictionary
+            of a config.json, which tell less. With inputs it is also seen which GELU the model computes.
 
     Raises:
         BindingError: what cannot be known is listed with the Rule or argument to pass.
@@ -106,7 +116,10 @@ def bind(
     binding = Binding(tuple(read)).of(reading.leaves)
     if rename is not None:
         binding = binding.renamed(rename)
-    return binding if like is None else aligned(binding, like).like(like)
+    binding = binding if like is None else aligned(binding, like).like(like)
+    if original is None:
+        return binding
+    return replace(binding, warnings=warnings_of(reading, options, binding, original))
 
 
 def align(model: Any, state_dict: Mapping[str, Any], binding: Binding | None = None) -> Alignment:
@@ -292,7 +305,7 @@ def fitting(binding: Binding | None, model: Any, leaves: Mapping[str, Any]) -> t
 
 def _owned(array: Any, lazy: bool) -> Any:
     """An array in memory of its own, or a lazy one as it is."""
-    return array if lazy and isinstance(array, LazyArray) else fresh(np.asarray(array))
+    return array if lazy and isinstance(array, LazyArray) else fresh(array)
 
 
 def with_metadata(

@@ -28,20 +28,22 @@ class Table:
     title: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.title}\n{table(self.head, self.rows)}"
+        return f"{self.title}\n{table(self.head, self.rows, self.notes)}"
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return f"<p><b>{escape(self.title)}</b></p>{html_table(self.head, self.rows)}"
+        return f"<p><b>{escape(self.title)}</b></p>{html_table(self.head, self.rows, self.notes)}"
 
     def __rich__(self) -> Any:
         from rich.markup import escape as plain  # imported by those who draw with rich
         from rich.table import Table as Drawn
 
-        drawn = Drawn(*self.head, title=self.title, title_justify="left", title_style="bold", expand=False)
+        options: Any = dict(title_justify="left", title_style="bold", caption_justify="left", expand=False)
+        drawn = Drawn(*self.head, title=self.title, caption=plain("\n".join(self.notes)) or None, **options)
         for row in self.rows:
             drawn.add_row(*map(plain, row))
         return drawn
@@ -80,8 +82,9 @@ def optimizer_table(state_dict: Mapping[str, Any], title: str = "optimizer's sta
 
 
 def binding_table(binding: Binding, title: str = "Binding") -> Table:
-    """A Binding: which leaf each torch key is, and in which layout."""
-    return _table(title, COLUMNS, binding.rows)
+    """A Binding: which leaf each torch key is, in which layout, and what it warns of."""
+    notes = tuple(f"warning: {line}" for line in binding.warnings)
+    return Table(title, COLUMNS, tuple(binding.rows), notes)
 
 
 def checkpoint_table(checkpoint: Checkpoint, title: str = "") -> Table:

@@ -13,22 +13,27 @@ from typing import Any
 import numpy as np
 
 from jaxstate.errors import LayoutError
+from jaxstate.tiles import fill
 
 Box = tuple[slice, ...]
 """One slice with start, stop and step 1 for each axis."""
+
+_ALL = slice(0, None, 1)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class LazyArray:
     """An array that is made anew, by `make`, each time that its values are asked for.
 
-    `numpy.asarray(x)` gives all of them, `x[1:3]` a part; with `part`, no more than the part is made.
+    `numpy.asarray(x)` gives all of them, `x[1:3]` a part; with `part`, no more than the part is made. With
+    `write`, `into` makes them where they are to stay.
 
     Args:
         shape: of the array.
         dtype: numpy's dtype of its elements, or what `numpy.dtype` takes.
         make: gives the values: an array of this shape and dtype, of numpy or JAX.
         part: gives the values inside of a Box; by default they are taken from the whole.
+        write: writes the values inside of a Box into an array of their shape, which may have another dtype.
         tied: True if this object under several keys is one tensor, whose storage a torch file has once.
 
     Raises:
@@ -45,6 +50,7 @@ class LazyArray:
     make: Callable[[], Any] = field(repr=False)
     part: Callable[[Box], Any] | None = field(default=None, repr=False)
     tied: bool = field(default=False, repr=False)
+    write: Callable[[np.ndarray, Box], None] | None = field(default=None, repr=False)
 
     def __post_init__(self):
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
@@ -81,6 +87,19 @@ class LazyArray:
         shape = tuple(span.stop - span.start for span in box)
         return self._checked(self.part(box), shape)[inside]
 
+    def into(self, out: np.ndarray, index: Any = ...) -> np.ndarray:
+        """`out` with the values of an index written into it, whose shape it has.
+
+        >>> x = from_parts((2, 3), "int64", np.arange(6).reshape(2, 3).__getitem__)
+        >>> x.into(np.empty((2, 1)), (slice(None), slice(1, 2))).tolist()
+        [[1.0], [4.0]]
+        """
+        steps = None if self.write is None else _steps(index, self.shape)
+        if self.write is None or steps is None or any(inside != _ALL for _, inside in steps):
+            return fill(out, self[index])
+        self.write(out, tuple(span for span, _ in steps))
+        return out
+
     def _checked(self, made: Any, shape: tuple[int, ...]) -> np.ndarray:
         array = np.asarray(made)
         if array.shape != shape or array.dtype != self.dtype:
@@ -92,7 +111,11 @@ class LazyArray:
 
 
 def from_parts(
-    shape: tuple[int, ...], dtype: Any, part: Callable[[Box], Any], tied: bool = False
+    shape: tuple[int, ...],
+    dtype: Any,
+    part: Callable[[Box], Any],
+    tied: bool = False,
+    write: Callable[[np.ndarray, Box], None] | None = None,
 ) -> LazyArray:
     """The lazy array whose every part, and so the whole, is made by one function.
 
@@ -101,7 +124,7 @@ def from_parts(
     >>> bool((np.asarray(lazy) == x).all()), lazy[1:].tolist()
     (True, [[3, 4, 5]])
     """
-    return LazyArray(shape, dtype, lambda: part(tuple(slice(0, n, 1) for n in shape)), part, tied)
+    return LazyArray(shape, dtype, lambda: part(tuple(slice(0, n, 1) for n in shape)), part, tied, write)
 
 
 def _steps(index: Any, shape: tuple[int, ...]) -> list[tuple[slice, Any]] | None:

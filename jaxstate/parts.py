@@ -6,8 +6,8 @@ go where the axes go, into the names of arrays or into their dimensions, and say
 device's shard of transposed, split, stacked or flipped weights is read without the rest of them.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import pairwise, product
 from math import prod
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxstate.layout import Layout
 from jaxstate.lazy import Box, LazyArray
+from jaxstate.tiles import fill
 
 Index = tuple[int, ...]
 Spans = tuple[slice, ...]
@@ -48,11 +49,28 @@ def part(layout: Layout, sizes: Mapping[str, int], arrays: Mapping[Index, Any], 
     >>> bool((found == layout.inverse(w)[1:3, 1:2]).all())
     True
     """
-    lengths, dtype = [span.stop - span.start for span in box], dtype_of_stack(arrays)
-    if 0 in lengths:
-        return np.empty(lengths, dtype)
-    pieces = [(cell, _piece(layout, sizes, arrays, cell)) for cell in _cells(layout, sizes, box)]
-    return _joined(pieces, box, np.empty(lengths, dtype)) if len(pieces) > 1 else pieces[0][1]
+    for cell in (cells := list(_cells(layout, sizes, box))):
+        spans = _there(layout, sizes, cell)
+        indices = _indices(layout, sizes, arrays, spans)
+        if len(cells) * len(indices) == 1:
+            read = _reader(layout, sizes, len(indices[0]), spans)
+            return _merged(layout.left, _turned_back(layout, len(indices[0]), read(arrays[indices[0]])))
+    whole = np.empty([span.stop - span.start for span in box], dtype_of_stack(arrays))
+    return into(whole, layout, sizes, arrays, box)
+
+
+def into(
+    whole: np.ndarray, layout: Layout, sizes: Mapping[str, int], arrays: Mapping[Index, Any], box: Box
+) -> np.ndarray:
+    """The array of a box's shape with the values of `part` in it: those of each array go straight there."""
+    for cell in _cells(layout, sizes, box):
+        spans = _there(layout, sizes, cell)
+        room, indices = _room(whole, layout, box, cell), _indices(layout, sizes, arrays, spans)
+        read = _reader(layout, sizes, len(indices[0]), spans)
+        for index in indices:
+            place = tuple(i - first for i, first in zip(index, indices[0], strict=True))
+            fill(room[(*place, ...)], read(arrays[index]))
+    return whole
 
 
 def dtype_of_stack(arrays: Mapping[Index, Any]) -> np.dtype:
@@ -127,54 +145,79 @@ def _there(layout: Layout, sizes: Mapping[str, int], cell: tuple[Run, ...]) -> d
     return {axis: _turned(s, sizes[axis]) if axis in layout.flipped else s for axis, s in spans}
 
 
-def _joined(pieces: list[tuple[tuple[Run, ...], np.ndarray]], box: Box, whole: np.ndarray) -> np.ndarray:
-    for cell, values in pieces:
-        starts = [run.start - span.start for run, span in zip(cell, box, strict=True)]
-        whole[tuple(slice(a, a + run.length) for a, run in zip(starts, cell, strict=True))] = values
+def _room(whole: np.ndarray, layout: Layout, box: Box, cell: tuple[Run, ...]) -> np.ndarray:
+    """Where a cell stands in the array of a box, one dimension for each atomic axis, as torch has them."""
+    starts = [run.start - span.start for run, span in zip(cell, box, strict=True)]
+    room = whole[(*(slice(a, a + run.length) for a, run in zip(starts, cell, strict=True)), ...)]
+    room = room.reshape([span.stop - span.start for run in cell for span in run.spans])  # splits: a view
+    left, right = _axes(layout.left), _axes(layout.right)
+    return _flipped(layout, room.transpose([left.index(axis) for axis in right]))
+
+
+def _turned_back(layout: Layout, outer: int, values: np.ndarray) -> np.ndarray:
+    """A view of the values of one array of the stack with the atomic axes as the JAX side has them."""
+    left, right = _axes(layout.left), _axes(layout.right)
+    values = _flipped(layout, values[(*(None for _ in range(outer)), ...)])
+    return values.transpose([right.index(axis) for axis in left])
+
+
+def _merged(side: Sequence[tuple[str, ...]], values: np.ndarray) -> np.ndarray:
+    """The values with the axes of each dimension merged: a view if it can be one, or a copy by tiles."""
+    ends = [sum(map(len, side[: n + 1])) for n in range(len(side))]
+    groups = [slice(end - len(dim), end) for end, dim in zip(ends, side, strict=True)]
+    shape = [prod(values.shape[group]) for group in groups]
+    if all(_merges(values.shape[group], values.strides[group]) for group in groups):
+        return values.reshape(shape)
+    whole = np.empty(shape, values.dtype)
+    fill(whole.reshape(values.shape), values)
     return whole
 
 
-def _piece(
-    layout: Layout, sizes: Mapping[str, int], arrays: Mapping[Index, Any], cell: tuple[Run, ...]
-) -> np.ndarray:
-    """The values of one box of atomic axes, in the shape that it has on the JAX side."""
-    left = [axis for dim in layout.left for axis in dim]
-    right = [axis for dim in layout.right for axis in dim]
-    values = _stacked(layout, sizes, arrays, _there(layout, sizes, cell))
-    if layout.flipped:
-        values = values[tuple(slice(None, None, -1 if axis in layout.flipped else None) for axis in right)]
-    values = values.transpose([right.index(axis) for axis in left])
-    return values.reshape([run.length for run in cell])
+def _merges(lengths: Index, strides: Index) -> bool:
+    """True if these axes are one with a single stride, so that merging them copies nothing."""
+    long = [pair for pair in zip(lengths, strides, strict=True) if pair[0] > 1]
+    return all(outer[1] == inner[0] * inner[1] for outer, inner in pairwise(long))
+
+
+def _flipped(layout: Layout, values: np.ndarray) -> np.ndarray:
+    if not layout.flipped:
+        return values
+    return values[tuple(slice(None, None, -1 if a in layout.flipped else None) for a in _axes(layout.right))]
+
+
+def _axes(side: Sequence[tuple[str, ...]]) -> list[str]:
+    return [axis for dim in side for axis in dim]
 
 
 def _turned(span: slice, length: int) -> slice:
     return slice(length - span.stop, length - span.start)
 
 
-def _stacked(
+def _indices(
     layout: Layout, sizes: Mapping[str, int], arrays: Mapping[Index, Any], spans: Mapping[str, slice]
-) -> np.ndarray:
-    """The values on torch's side, one dimension for each atomic axis."""
+) -> list[Index]:
+    """The places in the stack of torch's arrays that these spans touch."""
     outer = len(next(iter(arrays)))
-    names, dims = layout.right[:outer], layout.right[outer:]
-    rows = [range(sizes[axis])[spans[axis]] for dim in names for axis in dim]
-    found = [_taken(arrays[index], dims, sizes, spans) for index in product(*rows)]
-    shape = [len(row) for row in rows]
-    return np.stack(found).reshape([*shape, *found[0].shape]) if len(found) > 1 else found[0][(None,) * outer]
+    return list(product(*(range(sizes[axis])[spans[axis]] for axis in _axes(layout.right[:outer]))))
 
 
-def _taken(
-    array: Any, dims: Sequence[tuple[str, ...]], sizes: Mapping[str, int], spans: Mapping[str, slice]
-) -> np.ndarray:
-    """A box of the atomic axes of one array."""
-    shape = [sizes[axis] for dim in dims for axis in dim]
-    inner = tuple(spans[axis] for dim in dims for axis in dim)
-    if not isinstance(array, LazyArray):
-        return array.reshape(shape)[inner]  # a split of dimensions is a view, whatever its strides
+def _reader(
+    layout: Layout, sizes: Mapping[str, int], outer: int, spans: Mapping[str, slice]
+) -> Callable[[Any], np.ndarray]:
+    """Takes these spans of an array of the stack, one dimension for each atomic axis."""
+    dims = layout.right[outer:]
+    shape = [sizes[axis] for axis in _axes(dims)]
+    inner = tuple(spans[axis] for axis in _axes(dims))
     steps = [_steps([sizes[axis] for axis in dim], [spans[axis] for axis in dim]) for dim in dims]
-    if prod(len(starts) for starts, _ in steps) > MAX_RUNS:
-        return _from_a_wider_box(array, dims, sizes, spans)
-    return _read(array, steps).reshape([span.stop - span.start for span in inner])
+
+    def read(array: Any) -> np.ndarray:
+        if not isinstance(array, LazyArray):
+            return array.reshape(shape)[inner]  # a split of dimensions is a view, whatever its strides
+        if prod(len(starts) for starts, _ in steps) > MAX_RUNS:
+            return _from_a_wider_box(array, dims, sizes, spans)
+        return _read(array, steps).reshape([span.stop - span.start for span in inner])
+
+    return read
 
 
 def _read(array: LazyArray, steps: Sequence[tuple[list[int], int]]) -> np.ndarray:

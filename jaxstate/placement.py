@@ -2,7 +2,7 @@
 
 The view may be mapped from a file and transposed; it is copied once, into memory that JAX can take as it
 is. A sharded template makes each process copy only the slices of its own devices. Nothing that is returned
-shares memory with the view.
+shares memory with the view. What goes to an accelerator takes another way (`jaxstate/crossing.py`).
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, NamedSharding, Sharding
 
+from jaxstate.crossing import crossed, crosses, read_ahead
 from jaxstate.errors import BindingError
 from jaxstate.lazy import Box, LazyArray
 from jaxstate.tiles import fill
@@ -36,11 +37,18 @@ def place(view: np.ndarray | LazyArray, template: Any) -> Any:
     """
     dtype = np.dtype(template.dtype)
     if isinstance(template, np.ndarray):
-        return fresh(np.asarray(view), dtype)
+        return fresh(view, dtype)
     sharding = sharding_of(template)
+    if crosses(sharding):
+        return crossed(view if isinstance(view, LazyArray) else np.asarray(view), sharding, dtype)
     if sharding is None:
-        return jax.device_put(_copied(np.asarray(view), dtype))
-    return jax.make_array_from_callback(view.shape, sharding, _once(lambda box: _copied(view[box], dtype)))
+        return jax.device_put(_copied(view, ..., dtype))
+    return jax.make_array_from_callback(view.shape, sharding, _once(lambda box: _copied(view, box, dtype)))
+
+
+def in_turn(found: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
+    """The arrays that are to be placed; the next is read while one crosses to an accelerator."""
+    return read_ahead(found) if any(crosses(sharding_of(leaf)) for leaf in templates.values()) else found
 
 
 def placed(found: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,12 +62,12 @@ def placed(found: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> di
     """
     new: dict[str, Any] = {}
     waiting: dict[str, np.ndarray] = {}
-    for path, view in found:
+    for path, view in in_turn(found, templates):
         template = templates[path]
         if view.nbytes > SMALL or isinstance(template, np.ndarray) or sharding_of(template) is not None:
             new[path] = place(view, template)
         else:
-            waiting[path] = fresh(np.asarray(view), template.dtype)
+            waiting[path] = fresh(view, template.dtype)
         if len(waiting) == MANY:
             new.update(jax.device_put(waiting))
             waiting.clear()
@@ -112,7 +120,7 @@ def _once(make: Callable[[Box], np.ndarray]) -> Callable[[Any], np.ndarray]:
     return part
 
 
-def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
+def fresh(view: np.ndarray | LazyArray, dtype: Any = None) -> np.ndarray:
     """A writable, contiguous copy of a view, in memory of its own.
 
     >>> view = np.arange(6.0).reshape(2, 3).T
@@ -120,11 +128,16 @@ def fresh(view: np.ndarray, dtype: Any = None) -> np.ndarray:
     >>> bool((copy == view).all()), copy.flags.c_contiguous, copy.flags.owndata
     (True, True, True)
     """
-    return fill(np.empty(view.shape, dtype or view.dtype), view)
+    return _written(np.empty(view.shape, dtype or view.dtype), view, ...)
 
 
-def _copied(view: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    return fill(_aligned(view.shape, dtype), view)
+def _copied(view: np.ndarray | LazyArray, box: Any, dtype: np.dtype) -> np.ndarray:
+    shape = view.shape if box is ... else np.broadcast_to(0, view.shape)[box].shape
+    return _written(_aligned(shape, dtype), view, box)
+
+
+def _written(out: np.ndarray, view: np.ndarray | LazyArray, box: Any) -> np.ndarray:
+    return view.into(out, box) if isinstance(view, LazyArray) else fill(out, np.asarray(view)[box])
 
 
 def narrows(found: Any, wanted: Any) -> bool:

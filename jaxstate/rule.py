@@ -20,7 +20,7 @@ from jaxstate.errors import BindingError, LayoutError
 from jaxstate.hosted import Hosted, readable
 from jaxstate.layout import Layout, insert_axis, length_of, tidy
 from jaxstate.lazy import Box, LazyArray, Made, from_parts
-from jaxstate.parts import dtype_of_stack, part, places
+from jaxstate.parts import dtype_of_stack, into, part, places
 from jaxstate.template import Values, fill, holes, names
 
 Arrays = Mapping[str, Any]
@@ -36,6 +36,7 @@ class Entry:
     paths: tuple[str, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = {}
     trainable: tuple[str, ...] = ()  # the keys that an optimizer has ids for
+    gathers: bool = False  # whether a leaf is put together of parts of torch's arrays, and is no view of one
     families: Sequence[tuple[str, Mapping[str, Sequence[str | int]]]] = ()  # the templates of its keys
     rows: Sequence[tuple[str, ...]] = ()  # as a table shows it: key, path, layout, shape, dtype
 
@@ -181,6 +182,10 @@ class Rule(Entry):
     @property
     def trainable(self) -> tuple[str, ...]:
         return () if self.buffer else self.keys
+
+    @property
+    def gathers(self) -> bool:
+        return len(self.keys) > len(self.paths) or any(len(dim) > 1 for dim in self.layout.left)
 
     @property
     def families(self) -> list[tuple[str, Mapping[str, Sequence[str | int]]]]:
@@ -377,9 +382,13 @@ def _lazy(
         found = part(layout, sizes, stack, (*here, *box))
         return found[(0,) * len(here)].astype(dtype, copy=False)
 
-    if not index and isinstance(alone := stack.get(()), np.ndarray):
-        return LazyArray(tuple(shape), dtype, lambda: layout.inverse(alone), read, tied=True)
-    return from_parts(tuple(shape), dtype, read, tied=True)
+    def write(out: np.ndarray, box: Box) -> None:
+        into(out[(*(None for _ in here), ...)], layout, sizes, stack, (*here, *box))
+
+    is_view = not index and all(len(dim) < 2 for dim in layout.left)
+    if is_view and isinstance(alone := stack.get(()), np.ndarray):
+        return LazyArray(tuple(shape), dtype, lambda: layout.inverse(alone), read, True, write)
+    return from_parts(tuple(shape), dtype, read, tied=True, write=write)
 
 
 def _compact(values: tuple[str | int, ...]) -> range | tuple[str | int, ...]:

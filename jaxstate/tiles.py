@@ -15,7 +15,8 @@ ACROSS = 512  # elements of a row of the copy that one tile writes
 ALONG = 512  # bytes of a row of the original that one tile reads
 PADDING = 64  # bytes behind each row of the buffer: rows a power of two apart would fight for the same lines
 SMALL = 1 << 17  # bytes up to which a copy by numpy stays in the cache anyway
-PIECE = 1 << 20  # bytes that stay in the cache between two uses
+PIECE = 2 << 20  # bytes that stay in the cache between two uses
+ROOM = 4 << 20  # bytes of a larger piece, where that reads runs of the original in place of crumbs
 
 Box = tuple[slice, ...]
 
@@ -27,14 +28,14 @@ def fill(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
     >>> bool((fill(np.empty((200, 100)), view) == view).all())
     True
     """
-    axes = [axis for axis, size in enumerate(view.shape) if size > 1]
-    by_stride = sorted(axes, key=lambda axis: -abs(view.strides[axis]))
-    if view.nbytes <= SMALL or not axes or by_stride[-1] == axes[-1]:
+    axes = [axis for axis, size in enumerate(view.shape) if size > 1] if view.nbytes > SMALL else []
+    by_stride, of_copy = (sorted(axes, key=lambda axis: -abs(x.strides[axis])) for x in (view, copy))
+    if not axes or by_stride[-1] == of_copy[-1]:
         copy[...] = view
         return copy
-    target, bits = _as_bits(copy, view)
+    target, bits = _as_bits(*_forward(copy, view))
     along = _taken(view.shape, by_stride[::-1], max(1, ALONG // view.itemsize))
-    across = _taken(view.shape, axes[::-1], ACROSS)
+    across = _taken(view.shape, of_copy[::-1], ACROSS)
     tile = _grown(view.shape, by_stride, {axis: max(along[axis], across[axis]) for axis in axes})
     inner = [axis for axis in by_stride if along[axis] > 1]
     outer = [axis for axis in range(view.ndim) if axis not in by_stride]
@@ -46,6 +47,12 @@ def fill(copy: np.ndarray, view: np.ndarray) -> np.ndarray:
         room[...] = bits[box]
         target[box] = room
     return copy
+
+
+def _forward(copy: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Both, along every axis in the direction in which the original lies: then its runs are runs."""
+    steps = tuple(slice(None, None, -1 if stride < 0 else None) for stride in view.strides)
+    return copy[steps], view[steps]
 
 
 def _as_bits(copy: np.ndarray, view: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -99,8 +106,8 @@ def pieces(array: np.ndarray) -> Iterator[memoryview]:
 
     An array that is not contiguous is never copied as a whole.
 
-    >>> [len(piece) for piece in pieces(np.zeros((1 << 20) + 3, "int8"))]
-    [1048576, 3]
+    >>> [len(piece) for piece in pieces(np.zeros(PIECE + 3, "int8"))] == [PIECE, 3]
+    True
     >>> b"".join(pieces(np.int8([[1, 2], [3, 4]]).T))
     b'\\x01\\x03\\x02\\x04'
     """
@@ -108,11 +115,18 @@ def pieces(array: np.ndarray) -> Iterator[memoryview]:
         flat = array.reshape(-1).view(np.uint8)
         yield from (flat[at : at + PIECE].data for at in range(0, flat.size, PIECE))
     else:
-        yield from _copied(array, np.empty(min(array.nbytes, PIECE), np.uint8))
+        yield from _copied(array, np.empty(min(array.nbytes, ROOM), np.uint8))
+
+
+def _rows(array: np.ndarray) -> int:
+    """How many rows make a piece: those of whole runs, if the rows run along the original."""
+    row, run = max(1, array.nbytes // len(array)), max(1, ALONG // array.itemsize)
+    whole = max(1, PIECE // row // run) * run
+    return whole if whole * row <= ROOM else PIECE // row
 
 
 def _copied(array: np.ndarray, room: np.ndarray) -> Iterator[memoryview]:
-    rows = room.size // max(1, array.nbytes // len(array))
+    rows = _rows(array)
     if rows == 0:
         for part in array:
             yield from _copied(part, room)

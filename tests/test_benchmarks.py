@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import exporting, importing, llama, shapes
+from benchmarks import exporting, importing, llama, markdown, opening, optimizer_state, shapes
 from benchmarks.__main__ import ROWS, _files
 from benchmarks.measure import checksum
 
@@ -38,10 +38,48 @@ def test_every_export_reads_alike(tmp_path, name):
 
 
 @pytest.mark.parametrize("shape", ["small", "scanned"])
-def test_every_shape_arrives_and_returns(shape):
-    options = {**TINY, "shape": shape}
-    for pair in ((shapes.load, shapes.expected), (shapes.export, shapes.torch_side)):
-        assert len({digest(run()) for run, digest in (method(options) for method in pair)}) == 1
+def test_every_shape_arrives_and_returns(tmp_path, shape):
+    options = {**TINY, "shape": shape, "out": str(tmp_path / "a.safetensors")}
+    for methods in ((shapes.load, shapes.expected), (shapes.export, shapes.save, shapes.torch_side)):
+        assert len({digest(run()) for run, digest in (method(options) for method in methods)}) == 1
+    run, _ = shapes.write(options)
+    run()
+    assert os.path.getsize(options["out"]) == sum(x.nbytes for x in shapes.torch_side(options)[0]().values())
+
+
+def test_adam_arrives_and_returns():
+    options = {**TINY, "dtype": "float32", "transposed": True}
+    methods = (optimizer_state.export, optimizer_state.torch_side)
+    assert len({digest(run()) for run, digest in (method(options) for method in methods)}) == 1
+
+
+def test_a_page_gets_the_tables_of_a_row():
+    table = {
+        "table": "row",
+        "bytes": 10,
+        "rows": {
+            "copy": {"wall": 2.0, "cpu": 1.0, "anon": 10},
+            "peer_x": {"skipped": "not there"},
+            "ours": {"wall": 3.0, "cpu": 2.5, "anon": 15},
+        },
+    }
+    page = "a\n<!-- small -->\nold\n<!-- end -->\nb\n<!-- row -->\n<!-- end -->\n"
+    found = markdown.replaced(page, "row", [table, {"text": "printed\n"}])
+    before, after = found.split("<!-- row -->\n```\n")
+    assert before == "a\n<!-- small -->\nold\n<!-- end -->\nb\n" and after.endswith(
+        "\n\nprinted\n```\n<!-- end -->\n"
+    )
+    lines = after.splitlines()
+    assert lines[2].split() == ["copy", "2.000", "1.000", "1.00", "1.00", "1.00"]
+    assert lines[3].split() == ["x", "-", "not", "there"]
+    assert lines[4].split() == ["ours", "3.000", "2.500", "1.50", "2.50", "1.50"]
+    assert markdown.replaced(found, "row", []) != found == markdown.replaced(found, "other", [table])
+
+
+def test_every_row_has_its_place_in_the_page():
+    page = (ROOT / "benchmarks/README.md").read_text()
+    assert {name for name in ROWS if f"<!-- {name} -->\n" in page} == set(ROWS) - {"scaling"}
+    assert page.count("<!-- end -->") == len(ROWS) - 1
 
 
 def _run(*arguments):
@@ -53,7 +91,7 @@ def test_the_command_prints_ratios_and_writes_json(tmp_path):
     out = tmp_path / "a.json"
     printed = _run("open", "--folder", str(tmp_path), "--json", str(out))
     tables = json.loads(out.read_text())
-    assert [table["table"] for table in tables] == ["open, first value", "import jaxstate"]
+    assert [table["table"] for table in tables] == ["open, first value", opening.TITLE]
     assert all(row["cpu"] > 0 for table in tables for row in table["rows"].values())
     assert "CPU x" in printed and "first_value" in printed
 
@@ -61,4 +99,4 @@ def test_the_command_prints_ratios_and_writes_json(tmp_path):
 @pytest.mark.slow
 def test_every_row_runs(tmp_path):
     printed = _run("--folder", str(tmp_path))
-    assert len(ROWS) == 9 and printed.count("CPU x") > 20
+    assert len(ROWS) == 11 and printed.count("CPU x") > 20

@@ -12,9 +12,13 @@ PACKAGE = Path(__file__).parent.parent / "jaxstate"
 # From the ground up. A room imports what stands before it, and its own files.
 ROOMS = (
     "errors",
+<<<<<<< HEAD
     "together",
     "lazy",
+=======
+>>>>>>> main
     "tiles",
+    "lazy",
     "table",
     "template",
     "renaming",
@@ -40,11 +44,14 @@ ROOMS = (
     "fusion_hints",
     "rule_json",
     "binding",
+    "crossing",
     "placement",
+    "settings",
     "io",
     "containers",
     "adapters",
     "alignment",
+    "original",
     "convert",
     "optim",
     "averaging",

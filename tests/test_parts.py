@@ -63,7 +63,32 @@ def test_any_layout_is_read_in_parts(case, data):
         found = rule.lazy_leaves({"w": array})["w"][box]
         assert found.shape == expected.shape and found.dtype == torch.dtype
         assert np.array_equal(found, expected)
-    assert source.read == expected.size
+        assert np.array_equal(written(rule.lazy_leaves({"w": array})["w"], box, found.shape), expected)
+    assert source.read == 2 * expected.size
+
+
+def written(lazy, box, shape):
+    """What `into` writes into memory of another dtype with a rim, which stays."""
+    room = np.full([n + 2 for n in shape], -1.0, "float32")
+    inside = tuple(slice(1, -1) for _ in shape)
+    assert lazy.into(room[(*inside, ...)], box) is not None
+    rim = np.ones(room.shape, bool)
+    rim[(*inside, ...)] = False
+    assert (room[rim] == -1).all()
+    return room[(*inside, ...)]
+
+
+@QUICK
+@given(layouts(), st.data())
+def test_any_layout_is_written_back_in_parts(case, data):
+    layout, sizes = case
+    leaf = np.arange(prod(sizes.values())).reshape(left_shape(layout, sizes)) + 5
+    rule = js.Rule("w", "w", layout.pattern, **sizes).of({"w": leaf})
+    expected = layout(leaf)
+    box = data.draw(boxes(expected.shape))
+    assert np.array_equal(
+        written(rule.lazy_state_dict({"w": leaf})["w"], box, expected[box].shape), expected[box]
+    )
 
 
 def stack_of(keys, shape):
@@ -103,7 +128,18 @@ def test_shards_of_every_kind_of_rule_add_up_and_read_their_share(name):
         for cut in (slice(0, length // 2), slice(length // 2, length)):
             box = (slice(None),) * axis + (cut,)
             assert all(np.array_equal(lazy[path][box], leaf[box]) for path, leaf in whole.items())
-    assert {s.read for s in sources.values()} == {s.array.size * len(shape) for s in sources.values()}
+            for path, leaf in whole.items():
+                assert np.array_equal(written(lazy[path], box, leaf[box].shape), leaf[box])
+    assert {s.read for s in sources.values()} == {s.array.size * 2 * len(shape) for s in sources.values()}
+
+
+def test_numbers_without_axes_are_stacked_and_unstacked():
+    rule = js.Rule("h.{l}.scale", "scale", "l -> ", l=range(3))
+    arrays = {f"h.{n}.scale": np.float32(n + 0.5).reshape(()) for n in range(3)}
+    template = {"scale": np.zeros(3, "float32")}
+    made = js.load_state_dict(template, arrays, js.Binding((rule,)))
+    assert made["scale"].tolist() == [0.5, 1.5, 2.5]
+    assert js.state_dict(made, js.Binding((rule,))) == arrays
 
 
 def test_many_runs_are_read_with_what_lies_between():
@@ -167,12 +203,21 @@ def resident(name):
     return sum(sizes) * 1024
 
 
+def in_small_writes(path):
+    """Write a file anew: the system keeps what comes in one write in large pages, and maps these whole."""
+    content = path.read_bytes()
+    with open(path, "wb", buffering=0) as file:
+        for start in range(0, len(content), 1 << 16):
+            file.write(content[start : start + (1 << 16)])
+
+
 @pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="reads Linux's account of memory")
 @pytest.mark.parametrize("name", ["rows.pt", "rows.safetensors"])
 def test_no_page_of_a_mapped_file_is_touched_without_need(tmp_path, name):
     """A quarter of the heads of a fused projection: a quarter of the file, in three runs."""
     torch = np.arange(3 * 8 * 16 * 4096, dtype="float32").reshape(3 * 8 * 16, 4096)
     js.save({"qkv": torch, "rest": torch}, tmp_path / name)
+    in_small_writes(tmp_path / name)
     rule = js.Rule("qkv", "{p}", "d n k -> (p n k) d", p="qkv").of(
         dict.fromkeys("qkv", np.empty((4096, 8, 16)))
     )

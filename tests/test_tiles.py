@@ -15,7 +15,7 @@ DTYPES = ["int8", "float32", "complex64", "complex128", "bool", ml_dtypes.bfloat
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Tiles that small arrays have several of, whole and torn."""
-    for name, value in {"ACROSS": 5, "ALONG": 24, "SMALL": 8, "PIECE": 64}.items():
+    for name, value in {"ACROSS": 5, "ALONG": 24, "SMALL": 8, "PIECE": 64, "ROOM": 100}.items():
         monkeypatch.setattr(tiles, name, value)
 
 
@@ -46,11 +46,19 @@ def test_a_copy_is_numpys_copy(view):
 
 
 @settings(max_examples=200, deadline=None, database=None)
+@given(views(), st.data())
+def test_a_copy_may_itself_lie_across(view, data):
+    axes = data.draw(st.permutations(range(view.ndim)))
+    copy = np.zeros([view.shape[axis] for axis in axes], view.dtype).transpose(np.argsort(axes))
+    assert fill(copy, view).tobytes() == view.tobytes()
+
+
+@settings(max_examples=200, deadline=None, database=None)
 @given(views())
 def test_the_pieces_are_the_bytes(view):
     found = [bytes(piece) for piece in pieces(view)]
     assert b"".join(found) == view.tobytes()
-    assert all(0 < len(piece) <= 64 for piece in found)
+    assert all(0 < len(piece) <= (64 if view.flags.c_contiguous else 100) for piece in found)
 
 
 def test_another_dtype_is_converted():

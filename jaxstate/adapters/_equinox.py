@@ -31,6 +31,7 @@ from jaxstate.adapters._pytree import is_array, is_trained
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
 from jaxstate.errors import BindingError
+from jaxstate.settings import settings_of
 from jaxstate.tree import children, dotted, flat, unflat
 
 
@@ -158,7 +159,8 @@ class _Walk:
         def rules(depth: int) -> Any:
             return known.rules({own: expected.get(own, shape[depth:]) for own, shape in actual.items()})
 
-        yield Layer(key, prefix, layers.neighbour_kind(node), rules, expected, actual, None, elsewhere)
+        found = rules, expected, actual, None, elsewhere
+        yield Layer(key, prefix, layers.neighbour_kind(node), *found, settings_of(node))
 
     def _children(self, node: Any, key: Key, path: Path) -> Iterator[Layer | Leaf]:
         """Own parameters first, then buffers, then submodules, as in torch; each in the order of fields."""

@@ -34,9 +34,8 @@ class Known:
 
 def layer_of(module: Any, options: Options) -> Known | None:
     """What a module is, or None if it is a container or a class of the user's."""
-    given = next((make for known, make in options.layers.items() if isinstance(module, known)), None)
-    if given is not None:
-        return Known({}, lambda shapes: list(given(module)))
+    if (given := options.rules_of(module)) is not None:
+        return Known({}, lambda shapes: list(given))
     kind = kind_of(module)
     if kind not in _LAYERS or (kind == "MultiheadAttention" and _is_separate(module, options)):
         return None

@@ -22,6 +22,7 @@ from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
 from jaxstate.errors import BindingError
+from jaxstate.settings import settings_of
 
 
 def recognises(model: Any) -> bool:
@@ -107,7 +108,8 @@ class _Walk:
             rules = [_absolute(rule, name, arrays) for rule in make(shapes)]
             expected = {array.path: array.inside for array in arrays}
             actual = {array.path: array.shape for array in arrays}
-            yield Layer(key, "", neighbour_kind(module), rules, expected, actual)
+            kind, settings = neighbour_kind(module), settings_of(module)
+            yield Layer(key, "", kind, rules, expected, actual, settings=settings)
 
     def key(self, name: str) -> Key:
         """torch's name of a module."""

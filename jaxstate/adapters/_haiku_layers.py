@@ -34,9 +34,8 @@ def layer_of(module: Any, shapes: Shapes, options: Options, suffix: str = "") ->
         options: of the caller.
         suffix: "_l0" for a cell that is the layer of a torch RNN, LSTM or GRU.
     """
-    given = next((make for known, make in options.layers.items() if isinstance(module, known)), None)
-    if given is not None:
-        return lambda shapes: [_located(rule) for rule in given(module)]
+    if (given := options.rules_of(module)) is not None:
+        return lambda shapes: [_located(rule) for rule in given]
     kind = kind_of(module)
     if suffix and kind not in _CELLS:
         raise BindingError(f"multilayer: {_place(module)} is no layer of a torch.nn.LSTM or RNN")

@@ -28,6 +28,7 @@ from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
 from jaxstate.errors import BindingError
 from jaxstate.rule import Rule
+from jaxstate.settings import settings_of
 
 
 def read(model: nn.Module, options: Options) -> Reading:
@@ -88,7 +89,7 @@ class _Walk:
         if self._is_multilayer(key) and isinstance(seen.module, nn.Sequential):
             yield from self._rnns([child for _, child in attributes(seen.module)], key)
         elif (make := layer_of(seen, self.options)) is not None:
-            yield from self._layer(make, kind_of(seen.module), mounts_of(seen.module), key)
+            yield from self._layer(make, seen.module, mounts_of(seen.module), key)
         else:
             yield from self._arrays(path, key)
             yield from self._children(path, key)
@@ -98,7 +99,7 @@ class _Walk:
         known = (m for m in sharing(seen.module) if layer_of(Seen(m), self.options) is not None)
         return replace(seen, module=next(known, seen.module))
 
-    def _layer(self, make: Make, kind: str, mounts: Mapping[str, Path], key: Key) -> Iterator[Layer]:
+    def _layer(self, make: Make, module: Any, mounts: Mapping[str, Path], key: Key) -> Iterator[Layer]:
         places = Places.of(mounts, self.below)
         found = {leaf.path: leaf for leaf in places.leaves.values()}
         if not found:
@@ -106,11 +107,12 @@ class _Walk:
         rules = [places.locate(rule) for rule in make(places.shapes)]
         expected = {path: leaf.inside for path, leaf in found.items()}
         actual = {path: leaf.shape for path, leaf in found.items()}
-        yield Layer(key, "", kind, rules, expected, actual, self._first(found, key))
+        first = self._first(found, key)
+        yield Layer(key, "", kind_of(module), rules, expected, actual, first, settings=settings_of(module))
 
     def _rnns(self, rnns: list[Any], key: Key) -> Iterator[Layer]:
         mounts = {name: path for n, rnn in enumerate(rnns) for name, path in mounts_of(rnn, f"{n}.").items()}
-        yield from self._layer(multilayer(rnns), "", mounts, key)
+        yield from self._layer(multilayer(rnns), None, mounts, key)
 
     def _arrays(self, path: Path, key: Key) -> Iterator[Layer | Leaf]:
         """A module's own arrays: parameters first, then others, each in order of construction."""

@@ -19,6 +19,7 @@ from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
 from jaxstate.errors import BindingError
+from jaxstate.settings import settings_of
 from jaxstate.tree import unique
 
 Path = tuple[Any, ...]
@@ -172,8 +173,8 @@ class _Walk:
             prefix = "".join(f"{part}." for part in path)
             places = {own: _dotted(self.canonical.get(id(leaf), ())) for own, leaf in arrays.items()}
             elsewhere = {own: place for own, place in places.items() if place and place != prefix + own}
-            own_rules = rules.rules(expected, actual)
-            yield Layer(key, prefix, kind_of(module), own_rules, expected, actual, same_as, elsewhere)
+            found = rules.rules(expected, actual), expected, actual, same_as, elsewhere
+            yield Layer(key, prefix, kind_of(module), *found, settings_of(module))
 
     def _children(self, module: Any, key: Key, path: Path) -> Iterator[Layer | Leaf]:
         """Own parameters first, then buffers, then submodules, as in torch; each in order of assignment."""

@@ -1,5 +1,6 @@
 """What a caller may say to `bind` where a model alone does not tell."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,11 +27,15 @@ class Options:
             raise BindingError(f'attention="{self.attention}": say "packed", "separate" or nothing')
 
     def rules_of(self, module: Any) -> Sequence[Any] | None:
-        """The rules that the caller has for a module's class, else those that the class has itself."""
+        """The rules that the caller has for a module's class, else those that the class has itself.
+
+        A library's wrapper around methods is passed by: Haiku's runs them inside a transform only.
+        """
         given = next((make for known, make in self.layers.items() if isinstance(module, known)), None)
         if given is not None:
             return given(module)
-        return module.torch_rules() if hasattr(type(module), "torch_rules") else None
+        own = getattr(type(module), "torch_rules", None)
+        return None if own is None else inspect.unwrap(own)(module)
 
     @property
     def packed(self) -> bool | None:

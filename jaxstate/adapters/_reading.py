@@ -21,6 +21,7 @@ from jaxstate.layout import Layout
 from jaxstate.padded import Padded
 from jaxstate.rule import Rule
 from jaxstate.running import Running
+from jaxstate.settings import Settings
 from jaxstate.spectral import Spectral
 
 Key = tuple[str, ...]
@@ -41,6 +42,7 @@ class Layer:
         actual: each leaf's shape as it is.
         same_as: the key under which the very same module stood before, if it did.
         elsewhere: for leaves that other modules share, and go by another path, that path.
+        settings: what the module is set to beside its weights.
     """
 
     key: Key
@@ -51,6 +53,7 @@ class Layer:
     actual: Shapes
     same_as: Key | None = None
     elsewhere: Mapping[str, str] = field(default_factory=dict)
+    settings: Settings | None = None
 
 
 @dataclass(frozen=True, slots=True)

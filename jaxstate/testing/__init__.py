@@ -1,5 +1,6 @@
 """The proof that a port is right: the same outputs, gradients and training, or the layer where they part."""
 
+from jaxstate.settings import Warnings as Warnings
 from jaxstate.testing._compare import LayerTable as LayerTable
 from jaxstate.testing._compare import compare as compare
 from jaxstate.testing._distance import Distance as Distance
@@ -9,5 +10,4 @@ from jaxstate.testing._round_trip import assert_round_trip as assert_round_trip
 from jaxstate.testing._same_gradients import assert_same_gradients as assert_same_gradients
 from jaxstate.testing._same_outputs import assert_same_outputs as assert_same_outputs
 from jaxstate.testing._same_training import assert_same_training as assert_same_training
-from jaxstate.testing._warnings import Warnings as Warnings
 from jaxstate.testing._warnings import warnings as warnings

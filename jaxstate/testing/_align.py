@@ -19,9 +19,9 @@ class Match:
     """Two arrays, laid over each other.
 
     Attributes:
-        theirs, ours: arrays of one shape, that of torch.
+        theirs, ours: arrays of one shape, that of torch, or of a part of torch's array.
         distance: between them.
-        how: what was done to JAX's array, "" for nothing.
+        how: what was done to JAX's array, or which part of torch's it is; "" for nothing.
     """
 
     theirs: np.ndarray
@@ -40,8 +40,9 @@ def best_match(
     """
     if theirs is None or ours is None:
         return None
-    ways = (Match(theirs, a, distance(theirs, a), how) for how, a in _ways(theirs.shape, ours, order))
-    return min(ways, key=lambda match: match.distance.relative, default=None)
+    ways = [(theirs, a, how) for how, a in _ways(theirs.shape, ours, order)] or _parts(theirs, ours)
+    found = (Match(one, other, distance(one, other), how) for one, other, how in ways)
+    return min(found, key=lambda match: match.distance.relative, default=None)
 
 
 def _ways(
@@ -59,6 +60,18 @@ def _ways(
         yield "first two axes swapped", np.swapaxes(ours, 0, 1)
     if ours.shape != shape and ours.size == np.prod(shape, dtype=int) and _nested(ours.shape, shape):
         yield "axes merged", ours.reshape(shape)
+
+
+def _parts(theirs: np.ndarray, ours: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, str]]:
+    """JAX has what stands first or last on one of torch's axes, as a class token does, and not the rest."""
+    axes = [n for n in range(1, theirs.ndim) if theirs.shape[:n] + theirs.shape[n + 1 :] == ours.shape]
+    ends = {"first": 0, "last": -1}
+    return [
+        (np.take(theirs, end, n), ours, f"the {word} of torch's axis {n}")
+        for n in axes
+        for word, end in ends.items()
+        if theirs.shape[n]
+    ]
 
 
 def _moved(shape: tuple[int, ...]) -> tuple[int, ...]:

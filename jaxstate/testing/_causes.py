@@ -33,7 +33,7 @@ def proportional(match: Match | None, rtol: float) -> list[Cause]:
         return []
     factor = np.vdot(match.theirs, match.ours) / size
     remains = distance(match.theirs * factor, match.ours).relative
-    if not remains <= rtol or abs(factor) < rtol:
+    if not remains <= min(rtol, error_of(match) / LESS) or abs(factor) < rtol:
         return []
     return [Cause(f"has {factor:.7g} times torch's values here", f"a factor of {1 / factor:.7g}", remains)]
 

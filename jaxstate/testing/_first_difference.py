@@ -57,7 +57,11 @@ def first_difference(run: Run, output: Match | None, rtol: float) -> Difference 
     """
     found = _first(run, output, rtol)
     return found and replace(
-        found, count=len(run.layers), wrong=tuple(wrong_entries(run)), unpaired=run.unpaired
+        found,
+        causes=tuple(replace(cause, mend=run.port.spelled(cause.mend)) for cause in found.causes),
+        count=len(run.layers),
+        wrong=tuple(wrong_entries(run)),
+        unpaired=run.unpaired,
     )
 
 

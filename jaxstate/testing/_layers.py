@@ -1,5 +1,6 @@
 """Layers: every call of a layer that both sides made, side by side, in the order in which torch made them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -11,6 +12,7 @@ from jaxstate.testing._calls import Call, Module
 from jaxstate.testing._distance import distance
 from jaxstate.testing._pairs import Pair, order_of, pairs_by_name, pairs_of
 from jaxstate.testing._port import Port
+from jaxstate.testing._steps import in_torchs_calls
 from jaxstate.testing._torch_side import entries_of, watched
 
 
@@ -68,14 +70,22 @@ class Run:
     @cached_property
     def layers(self) -> list[Layer]:
         """Calls of layers that both sides made."""
-        ours = {(c.name, c.number): c for c in self.port.side.watched(self.port.ours, self.port.run_jax)}
         pairs = {pair.name: pair for pair in self.pairs if pair.is_layer}
+        ours = self._jax_calls(pairs.values())
         return [
             self._layer(pairs[call.name], call, other, position)
             for position, call in enumerate(self.calls)
             if call.name in pairs
             and (other := ours.get((pairs[call.name].module.path, call.number))) is not None
         ]
+
+    def _jax_calls(self, pairs: Iterable[Pair]) -> dict[tuple[str, int], Call]:
+        """JAX's calls of these modules, by path and by the number of torch's call that each is."""
+        made = self.port.side.watched(self.port.ours, self.port.run_jax)
+        theirs, ours = (_by_name(calls) for calls in (self.calls, made))
+        paths = {pair.module.path: pair.name for pair in pairs}
+        found = (in_torchs_calls(theirs.get(paths[p], []), calls) for p, calls in ours.items() if p in paths)
+        return {(call.name, call.number): call for calls in found for call in calls}
 
     @property
     def unpaired(self) -> tuple[str, ...]:
@@ -106,6 +116,13 @@ class Run:
         closest = min((m for m in outputs if m), key=lambda m: m.distance.relative, default=None)
         read = best_match(theirs.input, ours.input, order)
         return Layer(pair, theirs, ours, position, read, closest, order, after)
+
+
+def _by_name(calls: Iterable[Call]) -> dict[str, list[Call]]:
+    found: dict[str, list[Call]] = {}
+    for call in calls:
+        found.setdefault(call.name, []).append(call)
+    return found
 
 
 def differs(match: Match | None, rtol: float) -> bool:

@@ -21,6 +21,13 @@ from jaxstate.tree import flat
 
 Run = Callable[[Any], Any]
 
+WORDS = {"nnx.": "nn."}
+
+
+def call(model: Any, *inputs: Any, **kwargs: Any) -> Any:
+    """The model of the inputs."""
+    return model(*inputs, **kwargs)
+
 
 def outputs_of(model: nn.Module, run: Run) -> dict[str, np.ndarray]:
     """What the model returns, as arrays by name."""

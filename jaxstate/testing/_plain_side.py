@@ -14,6 +14,13 @@ from jaxstate.testing._calls import Call, Module
 
 Run = Callable[[Any], Any]
 
+WORDS = {"nnx.": "jax.nn."}
+
+
+def call(model: Any, *inputs: Any, **kwargs: Any) -> Any:
+    """The model of the inputs."""
+    return model(*inputs, **kwargs)
+
 
 def outputs_of(model: Any, run: Run) -> dict[str, np.ndarray]:
     """What the model returns, as arrays by name."""

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen, nnx
 
+from jaxstate.adapters import _equinox
 from jaxstate.binding import Binding
 from jaxstate.convert import bind, state_dict
 from jaxstate.errors import LayoutError, ParityError
 from jaxstate.foreign import as_array
 from jaxstate.layout import Layout
-from jaxstate.testing import _linen_side, _nnx_side, _plain_side
+from jaxstate.testing import _equinox_side, _haiku_side, _linen_side, _nnx_side, _plain_side
 from jaxstate.testing._calls import Module
 from jaxstate.testing._torch_side import as_tensors, check_module, entries_of
 
@@ -54,7 +55,17 @@ class Port:
         """The file that knows how to run this kind of model."""
         if isinstance(self.ours, nnx.Module):
             return _nnx_side
-        return _linen_side if isinstance(self.ours, linen.Module) else _plain_side
+        if isinstance(self.ours, linen.Module):
+            return _linen_side
+        if _haiku_side.recognises(self.ours):
+            return _haiku_side
+        return _equinox_side if _equinox.recognises(self.ours) else _plain_side
+
+    def spelled(self, mend: str) -> str:
+        """A mend in the words of the model's library; all are written in NNX's."""
+        for word, own in self.side.WORDS.items():
+            mend = mend.replace(word, own)
+        return mend
 
     @cached_property
     def jax_inputs(self) -> tuple[Any, ...]:
@@ -69,7 +80,7 @@ class Port:
 
     def run_jax(self, model: Any) -> Any:
         """Call the JAX model with the inputs."""
-        call = self.call or (lambda m, *xs, **kw: m(*xs, **kw))
+        call = self.call or self.side.call
         return call(model, *self.jax_inputs, **self.kwargs)
 
     def in_torch_layout(self, outputs: Mapping[str, Any]) -> dict[str, Any]:

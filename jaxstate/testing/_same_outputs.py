@@ -38,12 +38,14 @@ def assert_same_outputs(
 
     Args:
         torch_module: with the weights that the JAX model is to have.
-        model: an NNX module; a Linen module with its variables, `module.bind(variables)`; or any other
-            model that can be called, whose layers then stay unknown.
+        model: an NNX module; a Linen module with its variables, `module.bind(variables)`; an Equinox module,
+            or `(model, state)`; a function of Haiku with its variables, `(transformed, params)` or
+            `(transformed, (params, state))`; any other model that can be called, whose layers stay unknown.
         *inputs: arrays or tensors in torch's layout.
         binding: of the model; its own reading by default. It is needed for the report alone.
         kwargs, torch_kwargs: keyword arguments of the two calls, each as its side takes them.
-        call, torch_call: how the two are called, `call(model, *inputs)`: also to choose among outputs.
+        call, torch_call: how the two are called, `call(model, *inputs)`: also to choose among outputs, and
+            to map a model that takes one example, `call=lambda model, x: jax.vmap(model)(x)`.
         input_layout: a Layout, JAX axes left, for every input of its rank, "n h w c -> n c h w"; or one
             for each input, None where both sides take the same.
         output_layout: the same for outputs.

@@ -43,7 +43,7 @@ def assert_same_training(
 
     Args:
         torch_module, torch_optimizer: they may have trained before; the optimizer's state is moved.
-        model: an NNX module, or a Linen module with its variables, `module.bind(variables)`.
+        model: as for `assert_same_outputs`.
         tx: the transformation that is to be torch's optimizer.
         batches: tuples of arrays in torch's layout.
         torch_loss, loss: `loss(model, *batch)`, a scalar of each side.

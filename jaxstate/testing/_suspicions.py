@@ -5,14 +5,14 @@ found; if not, it was none. So a report names no cause that was not reproduced.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxstate.settings import SAME, eps_name, same_pads, settings_of, shown, torch_settings
 from jaxstate.testing._experiments import Suspicion, with_attributes
 from jaxstate.testing._layers import Layer, Run
-from jaxstate.testing._settings import SAME, eps_name, jax_settings, same_pads, shown, spelled, torch_settings
 from jaxstate.testing._torch_side import arguments_of, called_again, torch
 from jaxstate.testing._weights import held_by_guess, held_otherwise
 
@@ -25,6 +25,7 @@ def suspicions(run: Run, layer: Layer) -> Iterator[Suspicion]:
     held = list(held_otherwise(run, layer, module))
     yield from held
     yield from _set_otherwise(layer, module)
+    yield from _moved_first(layer, module)
     yield from _called_otherwise(layer, module)
     if not held:
         yield from held_by_guess(run, layer, module)
@@ -32,11 +33,12 @@ def suspicions(run: Run, layer: Layer) -> Iterator[Suspicion]:
 
 def _set_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
     """The JAX layer is set to something else: read from it, or, of an eps, one that is common."""
-    theirs, ours = torch_settings(module), jax_settings(layer.module.module)
+    theirs, known = torch_settings(module), settings_of(layer.module.module)
+    ours = {**_unsaid(theirs, known.values), **known.values}
     for setting, value in ours.items():
         if setting in theirs and theirs[setting] != value and setting != "computes in":
             says = f"has {setting} {shown(value)}, and torch {shown(theirs[setting])}"
-            mend = spelled(setting, theirs[setting], layer.module.module)
+            mend = known.spelled(setting, theirs[setting])
             yield Suspicion(says, mend, _set_to(layer, module, setting, value))
     if "eps" in theirs and "eps" not in ours:
         for eps in EPSILONS:
@@ -49,6 +51,13 @@ def _set_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
         dtype = ours["computes in"]
         says, mend = f"computes in {dtype}", f"{layer.module.kind}(..., dtype=None)"
         yield Suspicion(says, mend, lambda: _in_dtype(layer, module, dtype))
+
+
+def _unsaid(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """What is said in the call of a layer, and not on the layer: that it is the other way is tried."""
+    if "batch statistics" not in theirs or "batch statistics" in ours:
+        return {}
+    return {"batch statistics": not theirs["batch statistics"]}
 
 
 def _set_to(layer: Layer, module: Any, setting: str, value: Any) -> Callable[[], np.ndarray]:
@@ -91,6 +100,23 @@ def _cut(output: np.ndarray, cuts: Sequence[tuple[int, int]]) -> np.ndarray:
     return output[(..., *index)]
 
 
+def _moved_first(layer: Layer, module: Any) -> Iterator[Suspicion]:
+    """Equinox's BatchNorm in training: the running statistics move with the batch, and then are used."""
+    ours = layer.module.module
+    if getattr(ours, "mode", "") != "ema" or getattr(module, "running_mean", None) is None:
+        return
+
+    def again() -> np.ndarray:
+        image = layer.theirs.args[0]
+        axes, m = [n for n in range(image.ndim) if n != 1], ours.momentum
+        batch = {"running_mean": image.mean(axes), "running_var": image.var(axes, correction=0)}
+        moved = {name: m * getattr(module, name) + (1 - m) * found for name, found in batch.items()}
+        return called_again(with_attributes(module, training=False, **moved), layer.theirs)
+
+    says = 'moves its running statistics with the batch before it uses them, as mode="ema" does in training'
+    yield Suspicion(says, "eqx.nn.inference_mode(model)", again)
+
+
 def _in_dtype(layer: Layer, module: Any, dtype: str) -> np.ndarray:
     """The layer in a narrow dtype. Both sides round, so within one rounding JAX is right."""
     kind, match = getattr(torch(), dtype), layer.output
@@ -112,7 +138,7 @@ def _called_otherwise(layer: Layer, module: Any) -> Iterator[Suspicion]:
     for name, value in arguments.items():
         if (attended := _attended(value)) is not None:
             yield Suspicion(
-                f"reads {name} the other way: Flax attends where a mask is True, torch where it is False",
+                f"reads {name} the other way: it attends where a mask is True, torch where it is False",
                 f"mask=~{name}",
                 lambda name=name, a=attended: called_again(module, layer.theirs, **{name: _finite(~a)}),
             )

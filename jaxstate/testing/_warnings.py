@@ -5,72 +5,25 @@ argument that makes them torch's.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import jax
 
 from jaxstate.binding import Binding
 from jaxstate.errors import ParityError
-from jaxstate.table import html_table, table
+from jaxstate.settings import (
+    MENDS,
+    Setting,
+    Warnings,
+    gelu_of,
+    other_gelu,
+    primitives_in,
+    settings_of,
+    torch_settings,
+    unlike,
+)
 from jaxstate.testing._layers import Run
 from jaxstate.testing._port import Layouts, Port
-from jaxstate.testing._rewrites import ACTIVATIONS
-from jaxstate.testing._settings import jax_settings, shown, spelled, torch_settings
-from jaxstate.testing._torch_side import torch
-
-COLUMNS = ("torch", "jax", "setting", "in torch", "in JAX", "mend")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One setting that differs.
-
-    Attributes:
-        name, path: of the layer, in torch and in JAX.
-        setting: in torch's words.
-        theirs, ours: its values.
-        mend: the argument of the JAX layer that has torch's value.
-    """
-
-    name: str
-    path: str
-    setting: str
-    theirs: str
-    ours: str
-    mend: str
-
-    @property
-    def cells(self) -> tuple[str, ...]:
-        return (self.name, self.path, self.setting, self.theirs, self.ours, self.mend)
-
-
-@dataclass(frozen=True, repr=False)
-class Warnings:
-    """All settings that differ, as a table; false if none does."""
-
-    rows: tuple[Setting, ...]
-    unpaired: tuple[str, ...] = ()  # torch's modules that no JAX module was found for
-
-    def __bool__(self) -> bool:
-        return bool(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __iter__(self) -> Iterator[Setting]:
-        return iter(self.rows)
-
-    def __str__(self) -> str:
-        text = table(COLUMNS, [row.cells for row in self.rows]) if self.rows else "no setting differs"
-        return f"{text}\nnot compared: {', '.join(self.unpaired)}" if self.unpaired else text
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        rest = f"<br>not compared: {escape(', '.join(self.unpaired))}" if self.unpaired else ""
-        return html_table(COLUMNS, [row.cells for row in self.rows]) + rest
 
 
 def warnings(
@@ -88,7 +41,7 @@ def warnings(
 
     Args:
         torch_module: the original, in the mode in which it will be used.
-        model: an NNX module, or a Linen module with its variables, `module.bind(variables)`.
+        model: as for `assert_same_outputs`.
         *inputs: in torch's layout; needed for a Linen module, and to see which GELU an NNX one computes.
         binding: of the model; its own reading by default.
         kwargs, call, input_layout: as for `assert_same_outputs`.
@@ -105,7 +58,13 @@ def warnings(
     if not pairs:
         raise ParityError(_NONE)
     modules = dict(torch_module.named_modules())
-    found = [row for p in pairs for row in _unlike(p.name, modules[p.name], p.module.path, p.module.module)]
+    found = [
+        row
+        for pair in pairs
+        for row in unlike(
+            pair.name, torch_settings(modules[pair.name]), pair.module.path, settings_of(pair.module.module)
+        )
+    ]
     return Warnings((*found, *(_gelu(port) if inputs else ())), run.unpaired)
 
 
@@ -115,33 +74,13 @@ _NONE = (
 )
 
 
-def _unlike(name: str, theirs: Any, path: str, ours: Any) -> Iterator[Setting]:
-    wanted, found = torch_settings(theirs), jax_settings(ours)
-    for setting, value in found.items():
-        if setting in wanted and wanted[setting] != value:
-            words = shown(wanted[setting]), shown(value)
-            yield Setting(name, path, setting, *words, spelled(setting, wanted[setting], ours))
-        elif setting not in wanted:
-            yield Setting(name, path, setting, "", shown(value), f"{type(ours).__name__}(..., dtype=None)")
-
-
 def _gelu(port: Port) -> Iterator[Setting]:
-    """Which GELU either side computes: JAX's program has an erf or it has not."""
-    names = {name: kind for name, m in port.theirs.named_modules() if (kind := _gelu_of(m))}
-    exact = [name for name, kind in names.items() if kind == "gelu"]
-    used = _primitives(port)
-    if exact and "tanh" in used and not used & {"erf", "erfc", "erf_inv"}:
-        theirs, ours = ACTIVATIONS["gelu"], ACTIVATIONS["gelu, approximated by tanh"]
-        yield Setting(exact[0], "", "gelu", "exact", "approximated by tanh", f"{theirs}, not {ours}")
-    elif len(exact) < len(names) and used & {"erf", "erfc"} and not exact:
-        mend = ACTIVATIONS["gelu, approximated by tanh"]
-        yield Setting(next(iter(names)), "", "gelu", "approximated by tanh", "exact", mend)
-
-
-def _gelu_of(module: Any) -> str:
-    if type(module).__name__ == "GELU":
-        return "gelu" if module.approximate == "none" else "gelu, approximated by tanh"
-    return "gelu" if getattr(module, "activation", None) is torch().nn.functional.gelu else ""
+    """Which GELU either side computes."""
+    kinds = {name: kind for name, m in port.theirs.named_modules() if (kind := gelu_of(m))}
+    if (found := other_gelu(kinds, _primitives(port))) is not None:
+        name, ours = found
+        mend = port.spelled(f"{MENDS[kinds[name]]}, not {MENDS[ours]}")
+        yield Setting(name, "", "gelu", kinds[name], ours, mend)
 
 
 def _primitives(port: Port) -> set[str]:
@@ -150,14 +89,4 @@ def _primitives(port: Port) -> set[str]:
         program = jax.make_jaxpr(lambda: jax.tree.leaves(port.side.returned(port.ours, {}, port.run_jax)))()
     except Exception:  # the caller's code, which is not what is asked about
         return set()
-    return set(_names(program.jaxpr))
-
-
-def _names(jaxpr: Any) -> Iterator[str]:
-    for equation in jaxpr.eqns:
-        yield equation.primitive.name
-        for inner in jax.tree.leaves(
-            list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns") or hasattr(v, "jaxpr")
-        ):
-            inner = getattr(inner, "jaxpr", inner)
-            yield from _names(inner) if hasattr(inner, "eqns") else ()
+    return set(primitives_in(program.jaxpr))

@@ -40,7 +40,7 @@ def dying(limit):
                 os.kill(os.getpid(), signal.SIGKILL)
     _atomic.os.fdopen = lambda *args: File(fdopen(*args))
 
-new = {"a": np.zeros((700, 500), np.float32), "b": np.zeros(3), "s": np.zeros(2, np.int8)}
+new = {"a": np.zeros((1400, 500), np.float32), "b": np.zeros(3), "s": np.zeros(2, np.int8)}
 for path, format, limit in zip(*[iter(sys.argv[1:])] * 3):
     child = os.fork()
     if child == 0:
