@@ -22,13 +22,9 @@ from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.foreign import dtype_of, without_tensors
 from jaxstate.io import Opaque
 from jaxstate.lazy import LazyArray
-<<<<<<< HEAD
+from jaxstate.original import warnings_of
 from jaxstate.placement import fresh, is_parted, narrows, placed, sharding_of
 from jaxstate.together import processes_of, together
-=======
-from jaxstate.original import warnings_of
-from jaxstate.placement import fresh, is_parted, narrows, placed
->>>>>>> main
 
 
 def bind(

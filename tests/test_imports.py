@@ -12,11 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxstate"
 # From the ground up. A room imports what stands before it, and its own files.
 ROOMS = (
     "errors",
-<<<<<<< HEAD
     "together",
-    "lazy",
-=======
->>>>>>> main
     "tiles",
     "lazy",
     "table",
