@@ -31,6 +31,7 @@ from jaxstate.spectral import Spectral
 from jaxstate.table import html_table, table
 from jaxstate.template import registration_order
 from jaxstate.ties import agreeing, disagreeing
+from jaxstate.versions import versions_of
 
 COLUMNS = ("torch key", "path", "layout", "shape", "dtype")
 
@@ -272,20 +273,8 @@ class Binding:
 
     @property
     def versions(self) -> dict[str, Mapping[str, int]]:
-        """torch's `_metadata`: the version of every module that has entries, parents first.
-
-        Modules with running statistics are of version 2; only then does torch ask for their counter.
-        """
-        if self.metadata is not None:
-            return dict(self.metadata)
-        modules = {"": 1}
-        for key in self.keys:
-            parts = key.split(".")[:-1]
-            for stop in range(1, len(parts) + 1):
-                modules.setdefault(".".join(parts[:stop]), 1)
-            if key.endswith("num_batches_tracked"):
-                modules[".".join(parts)] = 2
-        return {module: {"version": version} for module, version in modules.items()}
+        """torch's `_metadata`: a file's, or the version of every module that has entries."""
+        return versions_of(self.keys) if self.metadata is None else dict(self.metadata)
 
     def to_json(self) -> str:
         """This Binding as JSON text; `Binding.from_json` reads it.

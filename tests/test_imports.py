@@ -17,6 +17,7 @@ ROOMS = (
     "lazy",
     "table",
     "template",
+    "versions",
     "renaming",
     "comparison",
     "layout",
