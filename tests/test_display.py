@@ -6,6 +6,7 @@ import re
 
 import numpy as np
 import pytest
+from flax import nnx
 from rich.console import Console
 
 import jaxstate as js
@@ -81,3 +82,17 @@ def test_a_comparison_shows_each_key_once():
     ]
     assert "d &amp; e contradict" in found._repr_html_() and "<b>" not in found._repr_html_()
     assert js.Comparison()._repr_html_() == "<p>&lt;All keys matched successfully&gt;</p>"
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_treescope_shows_the_same_tables_inside_a_tree(nested):
+    """Flax brings treescope along; what says `_repr_html_` is embedded in its trees as it is."""
+    treescope = pytest.importorskip("treescope")
+    linear = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
+    binding = js.bind(linear)
+    shown = [binding, binding.compare({"weight": np.ones((2, 4))}), js.display.state_dict_table(STATE_DICT)]
+    for value in shown:
+        page = treescope.render_to_html({"of": [value]} if nested else value, compressed=False)
+        assert html.unescape(value._repr_html_()) in html.unescape(html.unescape(page))
+    page = treescope.render_to_html(js.state_dict(linear), compressed=False)
+    assert "weight" in page and "float32(2, 3)" in page

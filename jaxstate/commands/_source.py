@@ -66,8 +66,8 @@ def _is_orbax(path: str) -> bool:
 
 
 def _of_orbax(path: str) -> Checkpoint:
-    """What jaxstate wrote through Orbax, as torch would have saved it."""
-    parts = orbax.to_torch(path)
+    """What jaxstate wrote through Orbax, as torch would have saved it; its arrays are not read yet."""
+    parts = orbax.to_torch(path, lazy=True)
     known = {"model": parts.pop("model"), "step": parts.pop("step", None)}
     several = {f"{name}s": {name: parts.pop(name)} for name in ("optimizer", "scheduler") if name in parts}
     return Checkpoint(Recognised("jaxstate", "through Orbax"), **known, **several, extra=parts)

@@ -124,18 +124,31 @@ def _metadata(
 def index_of(
     tensors: Mapping[str, tuple[str, tuple[int, ...]]],
     chunks: Mapping[str, Sequence[Chunk]],
+    objects: Mapping[str, Chunk] = {},
+    paths: Mapping[str, Path] | None = None,
     save_id: str | None = None,
 ) -> bytes:
-    """The `.metadata` of a flat dict of tensors: of each torch's name of its dtype, its shape, its chunks."""
+    """The `.metadata` of tensors and objects by their flat names.
+
+    Args:
+        tensors: torch's name of the dtype, and the shape, of each.
+        chunks: those of each tensor.
+        objects: the place of each that is no tensor.
+        paths: where each name stands in nested dicts and lists; by default the names are one dict's.
+        save_id: what tells the parts of one save from those of another.
+    """
     described = {name: _tensor(*found, chunks[name]) for name, found in tensors.items()}
+    described |= {name: _named("metadata.BytesStorageMetadata") for name in objects}
+    rows = [(name, _size(chunk.offset), chunk) for name, row in chunks.items() for chunk in row]
+    rows += [(name, None, chunk) for name, chunk in objects.items()]
     places = {
-        _named("metadata.MetadataIndex", name, _size(chunk.offset)): _named(
+        _named("metadata.MetadataIndex", name, offset): _named(
             "filesystem._StorageInfo", chunk.file, chunk.start, chunk.length
         )
-        for name, row in chunks.items()
-        for chunk in row
+        for name, offset, chunk in rows
     }
-    return _dumped(described, {name: (name,) for name in tensors}, places, save_id)
+    paths = {name: (name,) for name in described} if paths is None else paths
+    return _dumped(described, paths, places, save_id)
 
 
 def _dumped(

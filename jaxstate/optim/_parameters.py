@@ -4,7 +4,7 @@ A rule whose key and path share a hole is many rules at once, and they are taken
 a family of keys and leaves that belong together, whole or not at all, in one group and at one step.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ from jaxstate.binding import AnyRule, Binding
 from jaxstate.blocks import Blocks
 from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import OptimizerError, quoted
+from jaxstate.lazy import Made
 from jaxstate.optim._state import State
 from jaxstate.padded import Padded
 from jaxstate.rule import Entry, Rule
@@ -136,14 +137,35 @@ class Parameters:
             arrays |= family.state_dict(placed)
         return {name: arrays[key] for name, key in self.names.items() if key in arrays}
 
+    def lazily_to_torch(self, leaves: Mapping[str, Any], start: Start = lambda path: 0) -> dict[str, Any]:
+        """The same arrays; a part of one is read from the parts of the leaves that it is made of."""
+        placed = {self.prefix + path: leaf for path, leaf in leaves.items()}
+        arrays: dict[str, Any] = {}
+        for family in self._moved(placed, start):
+            arrays |= family.of(placed).lazy_state_dict(placed)
+        return {name: arrays[key] for name, key in self.names.items() if key in arrays}
+
     def to_jax(
         self, arrays: Mapping[str, Any], like: Mapping[str, Any], start: Start = lambda path: 0
     ) -> dict[str, Any]:
         """The leaves of torch's arrays, which have shapes that fit; `like` are leaves, perhaps abstract."""
+        return dict(self.each_leaf(arrays, like, start))
+
+    def each_leaf(
+        self, arrays: Mapping[str, Any], like: Mapping[str, Any], start: Start, parted: Collection[str] = ()
+    ) -> Iterator[tuple[str, Any]]:
+        """The same leaves, family by family, so that those of one at a time are in memory.
+
+        Args:
+            parted: paths of leaves that are wanted in parts: these come as a `LazyArray`.
+        """
         by_key = {key: arrays[name] for name, key in self.names.items() if name in arrays}
         placed = {self.prefix + path: leaf for path, leaf in like.items()}
-        moved = [family.of(placed).leaves(by_key) for family in self._moved(placed, start)]
-        return {path.removeprefix(self.prefix): leaf for row in moved for path, leaf in row.items()}
+        for family in self._moved(placed, start):
+            rule, own = family.of(placed), self.own_paths(family)
+            lazy = not set(parted).isdisjoint(own)
+            made = rule.lazy_leaves(by_key) if lazy else rule.leaves(Made(by_key))
+            yield from zip(own, (made[path] for path in family.paths), strict=True)
 
     def shapes(self, like: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
         """torch's shape by name, for leaves that may be abstract."""

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 
 from jaxstate.errors import CheckpointError
+from jaxstate.orbax._bytes import box_of_bytes, of_bytes
 from jaxstate.together import client, exchanged, together
 
 RECORD = "jaxstate"  # an item by our own name: programs choose names like "meta"
@@ -140,9 +141,16 @@ def read_region(path: Path, name: str, region: Sequence[tuple[int, int]]) -> Any
     # Mapped, so that of a chunk, which may be all of an array, no more is read than the region.
     base = {"driver": "file", "path": f"{path / item}/", "file_io_mode": {"mode": "memmap"}}
     store = {"driver": "ocdbt", "base": base, "path": f"{leaf}/"}
+    spec = {"driver": "zarr3", "kvstore": store}
     with named(f"{path} cannot be read"):
-        array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True).result()
-        return array[tuple(slice(*ends) for ends in region)].read().result()
+        array = tensorstore.open(spec, open=True).result()
+        dtype = array.dtype.numpy_dtype
+        metadata = of_bytes(array.spec(retain_context=False).to_json()["metadata"], dtype.itemsize)
+        if metadata is None:
+            return array[tuple(slice(*ends) for ends in region)].read().result()
+        spec |= {"metadata": metadata, "open": True, "assume_metadata": True}
+        found = tensorstore.open(spec).result()[box_of_bytes(region, dtype.itemsize)].read().result()
+        return found.view(dtype)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

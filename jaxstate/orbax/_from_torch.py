@@ -7,7 +7,7 @@ stands beside the checkpoint, is as large, and has no name, so that it goes when
 import mmap
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -18,11 +18,13 @@ import numpy as np
 
 from jaxstate.adapters import adapter_of
 from jaxstate.binding import Binding
-from jaxstate.convert import moved_in
+from jaxstate.convert import bind, moved_in
 from jaxstate.errors import CheckpointError, FileError
 from jaxstate.io._shards import size_in_bytes
 from jaxstate.lazy import Box
+from jaxstate.optim._torch_dict.load_state_dict import moved_in as load_moments
 from jaxstate.orbax._engine import write
+from jaxstate.orbax._items import optimizer_leaves
 from jaxstate.orbax._save import Training, new, prepared, whole
 from jaxstate.placement import ALIGNMENT
 from jaxstate.tiles import fill
@@ -32,28 +34,42 @@ def from_torch(
     path: str | Path,
     state_dict: Mapping[str, Any],
     model: Any,
+    opt_state: Any = None,
     *,
+    osd: Mapping[str, Any] | None = None,
+    optimizer: Any = None,
+    label: Any = None,
     binding: Binding | None = None,
     step: int | None = None,
+    scheduler: Any = None,
+    rngs: Any = None,
     extra: Mapping[str, Any] | None = None,
     cast: bool = False,
     memory: int | str = "32MiB",
 ) -> None:
-    """Write the checkpoint that `save(path, load_state_dict(model, state_dict))` would, in little memory.
+    """Write the checkpoint of a training that torch has saved, in little memory.
+
+    It is what `save` would write of the model that `load_state_dict(model, state_dict)` makes, and of the
+    optimizer's state that `js.optim.load_state_dict(opt_state, osd, binding)` makes.
 
     Args:
         path: a directory that does not exist yet. Beside it as much room is needed once more, meanwhile.
         state_dict: arrays by torch's keys, as `js.load` gives them: mapped, or lazy.
         model: the template; its leaves may be abstract, and no array is made of them.
+        opt_state: the template of the optimizer's state, likewise: such as `jax.eval_shape(tx.init, params)`.
+        osd: torch's dict of the optimizer, where there is an `opt_state`. LBFGS's vectors are put together as
+            a whole.
+        optimizer, label: as for `js.optim.load_state_dict`.
         binding: needed where the model does not tell its layers.
-        step, extra: as for `save`.
-        cast: accept that values are rounded to the model's dtype.
+        step, scheduler, rngs, extra: as for `save`; the step is also that of counts that `osd` does not tell.
+        cast: accept that values are rounded to the templates' dtypes.
         memory: the most that is held at once of what must be put together, of a stack or of chunks: a number
             of bytes, or text like "1GiB".
 
     Raises:
         StateDictError: a state_dict that does not fit, as `load_state_dict` says it.
-        CheckpointError: the directory exists, or there is no room.
+        OptimizerError: an `osd` that does not fit, as `js.optim.load_state_dict` says it.
+        CheckpointError: the directory exists, or there is no room; a template or a dict without the other.
 
     >>> from jaxstate.binding import Binding, Rule
     >>> from jaxstate.orbax import state_dict
@@ -65,9 +81,34 @@ def from_torch(
     """
     if jax.process_count() > 1:
         raise CheckpointError("from_torch is for one process; several load_state_dict into shards, and save")
-    path, block = new(path), _block(memory)
+    if (opt_state is None) != (osd is None):
+        raise CheckpointError("opt_state= is the template of what osd= holds: pass both of them, or neither")
+    path, step = new(path), whole(step)
+    binding = bind(model) if binding is None else binding
+    asked = {"optimizer": optimizer, "cast": cast, "label": label, "step": step}
+    if osd is not None:  # what does not fit is said before anything is laid out
+        load_moments(opt_state, osd, binding, _nowhere, _in_parts, **asked)
+    place = _placing(_scratch(path, model, opt_state), _block(memory))
+
+    def placed(leaves: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> dict[str, Any]:
+        return {path: place(leaf, templates[path]) for path, leaf in leaves}
+
+    found = moved_in(model, state_dict, binding, placed, _in_parts, cast=cast)
+    if osd is not None:
+        opt_state = load_moments(opt_state, osd, binding, place, _in_parts, **asked)
+    training = Training(found, opt_state, step, binding, scheduler, rngs, extra)
+    write(path, prepared(training, copy=False))
+
+
+def _scratch(path: Path, model: Any, opt_state: Any) -> "Scratch":
+    """Room beside a checkpoint for all arrays of these templates."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    room = Scratch(path.parent, [_size(leaf) for leaf in adapter_of(model).leaves(model).values()])
+    leaves = [*adapter_of(model).leaves(model).values(), *optimizer_leaves(opt_state).values()]
+    return Scratch(path.parent, [_size(leaf) for leaf in leaves if hasattr(leaf, "shape")])
+
+
+def _placing(room: "Scratch", block: int) -> Callable[[Any, Any], np.ndarray]:
+    """What lays a leaf out in the scratch, so many bytes at a time."""
 
     def place(leaf: Any, template: Any) -> np.ndarray:
         array = room.take(template.shape, np.dtype(template.dtype))
@@ -75,14 +116,15 @@ def from_torch(
             fill(array[(*box, ...)], leaf[box])
         return array
 
-    def placed(found: Iterable[tuple[str, Any]], templates: Mapping[str, Any]) -> dict[str, Any]:
-        return {path: place(leaf, templates[path]) for path, leaf in found}
+    return place
 
-    def is_parted(template: Any) -> bool:
-        return True
 
-    found = moved_in(model, state_dict, binding, placed, is_parted, cast=cast)
-    write(path, prepared(Training(found, None, whole(step), binding, extra=extra), copy=False))
+def _nowhere(leaf: Any, template: Any) -> Any:
+    return template
+
+
+def _in_parts(template: Any) -> bool:
+    return True
 
 
 class Scratch:

@@ -46,6 +46,8 @@ class Restored(NamedTuple):
         scheduler: the state as it was saved.
         rngs: random keys.
         extra: as it was saved.
+        random: without any templates, NNX's own random state by path: keys, and how often each was used. With
+            a template it is in the model.
     """
 
     model: Any
@@ -55,6 +57,7 @@ class Restored(NamedTuple):
     scheduler: Any = None
     rngs: Any = None
     extra: Any = None
+    random: Mapping[str, Any] | None = None
 
 
 def restore(
@@ -127,10 +130,9 @@ def _asked(
     if templates and (sharding is not None or at is not None):
         raise CheckpointError("sharding= is for leaves without templates, and at= for other programs' files")
     _check(record, templates, cast)
-    # A module's random state has its place in a module only.
-    whole = {item: row for item, row in record.leaves.items() if item != "random"}
     places = {item: {p: place_of(leaf) for p, leaf in row.items()} for item, row in templates.items()} or {
-        item: {p: _place(p, leaf, sharding) for p, leaf in row.items()} for item, row in whole.items()
+        item: {p: None if item == "random" else _place(p, leaf, sharding) for p, leaf in row.items()}
+        for item, row in record.leaves.items()
     }
     if held is not None:
         _check_held(path, record, held, places)
@@ -238,7 +240,8 @@ def _whole(record: Record, found: dict[str, dict[str, Any]]) -> Restored:
     model = {p: leaf for item in MODEL[:2] for p, leaf in found.get(item, {}).items()}
     opt_state = filled(record.optimizer, found.get("optimizer", {}), record.param_groups)
     rngs = filled(record.rngs, found.get("rngs", {}), [])
-    return Restored(model, opt_state, record.step, record.binding, record.scheduler, rngs, record.extra)
+    read = Restored(model, opt_state, record.step, record.binding, record.scheduler, rngs, record.extra)
+    return read._replace(random=found.get("random"))
 
 
 def _place(path: str, leaf: Leaf, sharding: Place | None) -> Sharding | None:

@@ -11,11 +11,16 @@ from jaxstate import optim
 from jaxstate.convert import state_dict
 from jaxstate.errors import CheckpointError
 from jaxstate.optim.schedulers import state_dict as scheduler_state_dict
-from jaxstate.orbax._restore import read_record, restore
-from jaxstate.orbax._skeleton import has_states
+from jaxstate.orbax._lazily import lazy_moments
+from jaxstate.orbax._record import Record
+from jaxstate.orbax._restore import Restored, read_record, restore
+from jaxstate.orbax._skeleton import filled, has_states
+from jaxstate.orbax._state_dict import state_dict as lazy_state_dict
 
 
-def to_torch(path: str | Path, *, optimizer: Any = None, label: Any = None) -> dict[str, Any]:
+def to_torch(
+    path: str | Path, *, optimizer: Any = None, label: Any = None, lazy: bool = False
+) -> dict[str, Any]:
     """What torch would have saved: `{"model": ..., "optimizer": ..., "scheduler": ..., "step": ...}`.
 
     `js.save(js.orbax.to_torch(path), "net.pt")` is a file that `torch.load` reads; each part is what
@@ -26,6 +31,8 @@ def to_torch(path: str | Path, *, optimizer: Any = None, label: Any = None) -> d
         path: what `save` wrote, or one step of a `Checkpointer`.
         optimizer: for a plain optax state the torch optimizer that it is: `js.optim.adamw(lr=..., ...)`.
         label: where the states are several optimizers, a key that leads to the one to write.
+        lazy: True for LazyArrays, each of which is read when its values are asked for: `js.save` makes a file
+            of any size of them with one array in memory after the other.
 
     Returns:
         the model; what else the checkpoint has, under its name; and `extra` beside them.
@@ -51,10 +58,10 @@ def to_torch(path: str | Path, *, optimizer: Any = None, label: Any = None) -> d
             f"{path} has a plain optax state, which does not say its hyper-parameters; say which torch "
             "optimizer it is: to_torch(path, optimizer=js.optim.adamw(lr=..., ...))"
         )
-    found = restore(path)
+    found = _lazily(Path(path).absolute(), record) if lazy else _wholly(path)
     parts = {
-        "model": state_dict(found.model, found.binding),
-        "optimizer": _optimizer(found, record.optimizer, optimizer, label),
+        "model": found.model,
+        "optimizer": _optimizer(record, found.opt_state, optimizer, label, lazy),
         "scheduler": found.scheduler and scheduler_state_dict(found.scheduler),
         "step": found.step,
     }
@@ -64,7 +71,22 @@ def to_torch(path: str | Path, *, optimizer: Any = None, label: Any = None) -> d
     return {**kept, **(found.extra or {})}
 
 
-def _optimizer(found: Any, bones: Any, optimizer: Any, label: Any) -> dict[str, Any] | None:
-    if bones is None:
+def _wholly(path: str | Path) -> Restored:
+    """All of a checkpoint, its model as torch's arrays."""
+    found = restore(path)
+    return found._replace(model=state_dict(found.model, found.binding))
+
+
+def _lazily(path: Path, record: Record) -> Restored:
+    """The same, in which arrays are lazy."""
+    leaves = lazy_moments(path, "optimizer", record.leaves.get("optimizer", {}))
+    opt_state = filled(record.optimizer, leaves, record.param_groups)
+    model = lazy_state_dict(path)
+    return Restored(model, opt_state, record.step, record.binding, record.scheduler, None, record.extra)
+
+
+def _optimizer(record: Record, opt_state: Any, optimizer: Any, label: Any, lazy: bool) -> Any:
+    if record.optimizer is None:
         return None
-    return optim.state_dict(found.opt_state, found.binding, optimizer=optimizer, label=label, step=found.step)
+    asked = {"optimizer": optimizer, "label": label, "step": record.step, "lazy": lazy}
+    return optim.state_dict(opt_state, record.binding, **asked)

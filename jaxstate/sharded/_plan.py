@@ -12,6 +12,7 @@ from jaxstate.binding import Binding
 from jaxstate.convert import fitting
 from jaxstate.declared import Tied
 from jaxstate.errors import BindingError
+from jaxstate.io._nesting import Path
 from jaxstate.sharded._leaves import gathered, own, shards
 
 MAX_CHUNKS = 256  # that one shard may fall into on torch's side
@@ -26,6 +27,8 @@ class Plan(NamedTuple):
         arrays: torch's, by key, which all processes have to ask for in one order.
         mine: torch's, by key, of which this process has parts.
         chunks: by key the boxes and the processes that have each; a key without any is gathered.
+        objects: what is no array, by key.
+        paths: where each key stands in nested dicts and lists; without any the keys are one dict's.
     """
 
     binding: Binding
@@ -33,13 +36,16 @@ class Plan(NamedTuple):
     arrays: Mapping[str, Any]
     mine: Mapping[str, Any]
     chunks: Mapping[str, Mapping[Any, tuple[int, ...]]]
+    objects: Mapping[str, Any] = {}
+    paths: Mapping[str, Path] | None = None
 
     @property
     def fingerprint(self) -> str:
         """A checksum that is the same in all processes if they are about to write the same."""
         arrays = {key: (tuple(x.shape), x.dtype.name) for key, x in self.arrays.items()}
         rows = {key: sorted(boxes.items()) for key, boxes in self.chunks.items()}
-        return f"{len(arrays)} arrays, {zlib.crc32(repr((arrays, rows)).encode()):08x}"
+        every = repr((arrays, rows, dict(self.objects)))
+        return f"{len(arrays)} arrays, {zlib.crc32(every.encode()):08x}"
 
     @property
     def number(self) -> int:
@@ -60,7 +66,7 @@ def plan_of(model: Any, binding: Binding | None) -> Plan:
     here = {path: own(leaf) for path, leaf in leaves.items()}
     rules = [rule for rule in binding.rules if isinstance(rule, Bijection)]
     mine = {key: array for rule in rules for key, array in rule.lazy_state_dict(here).items()}
-    chunks = {key: found for rule in rules for key, found in _chunks(rule, leaves).items()}
+    chunks = {key: found for rule in rules for key, found in chunks_of(rule, leaves).items()}
     for key, to in (pair for rule in binding.rules if isinstance(rule, Tied) for pair in rule.pairs):
         if to in chunks:
             mine[key], chunks[key] = mine[to], chunks[to]
@@ -74,7 +80,7 @@ def check_values(plan: Plan) -> None:
         raise BindingError("torch cannot hold these leaves:\n\t" + "\n\t".join(refused))
 
 
-def _chunks(rule: Bijection, leaves: Mapping[str, Any]) -> dict[str, dict[Any, tuple[int, ...]]]:
+def chunks_of(rule: Bijection, leaves: Mapping[str, Any]) -> dict[str, dict[Any, tuple[int, ...]]]:
     """The boxes of torch's arrays that the shards of this rule's leaves are, and who has each."""
     found: dict[str, dict[Any, tuple[int, ...]]] = {key: {} for key in rule.keys}
     for path in rule.paths:

@@ -22,6 +22,7 @@ from jaxstate.io._dcp_parts import Part, write_index, write_parts
 from jaxstate.io._files import save as save_file
 from jaxstate.io._shards import INDEX, index_content
 from jaxstate.lazy import LazyArray
+from jaxstate.sharded._optimizer import with_optimizer
 from jaxstate.sharded._plan import Plan, check_values, plan_of
 from jaxstate.together import alike, exchanged, together
 
@@ -33,12 +34,19 @@ def save(
     *,
     format: Literal["safetensors", "dcp"] = "safetensors",
     shared: bool = True,
+    opt_state: Any = None,
+    optimizer: Any = None,
+    label: Any = None,
+    step: int | None = None,
 ) -> None:
     """Write the state_dict of a model that lies on several processes; each of them calls this.
 
     No process holds the model. "dcp" is a folder of `torch.distributed.checkpoint` in which every process
     writes the shards that it has; "safetensors" a folder as Hugging Face writes it, with a file for each
     process: a tensor is whole in one file, and is gathered for that, one at a time.
+
+    With an optimizer's state the folder holds `{"model": ..., "optimizer": ...}`, the latter by names, as
+    `torch.distributed.checkpoint.state_dict.get_optimizer_state_dict` has it, and torch's `load` fills that.
 
     Args:
         model: an NNX module, a Linen model's variables, or any pytree that the binding fits, of arrays with
@@ -50,9 +58,12 @@ def save(
             host, and writes into it all that its devices hold, replicas too. `js.load` of it gives arrays
             whose parts can be had as far as they are there, which is what the same devices need;
             `js.load([one, another])`, or of all their files in one folder, gives all of the model.
+        opt_state: the optimizer's state, which `js.optim.state_dict` takes; for "dcp".
+        optimizer, label, step: as for `js.optim.state_dict`.
 
     Raises:
         BindingError: leaves that do not fit the binding, or hold what torch has no place for.
+        OptimizerError: a state that torch has no form for.
         FileError: the folder exists or cannot be written; another process has failed. What was begun is
             removed.
 
@@ -66,6 +77,8 @@ def save(
     folder, write = str(folder), _writer(format, shared)
     with _together("looking at the model and the folder"):
         plan = plan_of(model, binding)
+        if opt_state is not None:
+            plan = with_optimizer(plan, format, opt_state, optimizer, label, step)
         if os.path.lexists(folder):
             raise FileError(f"{folder} exists; several processes write into a new folder only")
     alike("js.sharded.save: what is to be written", plan.fingerprint, BindingError)
@@ -106,7 +119,7 @@ def _save_dcp(folder: str, plan: Plan) -> None:
     rows = _gathered(entries)
     with _together("writing the index"):
         if plan.number == 0:
-            write_index(folder, _tensors(plan), rows)
+            write_index(folder, _tensors(plan), rows, plan.paths)
 
 
 def _save_own_dcp(folder: str, plan: Plan) -> None:
@@ -116,7 +129,7 @@ def _save_own_dcp(folder: str, plan: Plan) -> None:
         entries = write_parts(folder, plan.number, parts)
         # Nobody knows what this folder lacks but the others, so it is no checkpoint before all are written.
     with _together("writing the indices"):
-        write_index(folder, _tensors(plan), [entries], rank=plan.number, save_id=save_id)
+        write_index(folder, _tensors(plan), [entries], plan.paths, rank=plan.number, save_id=save_id)
 
 
 def _parts(plan: Plan, writes: Callable[[int, tuple[int, ...]], bool]) -> Iterator[Part]:
@@ -136,6 +149,8 @@ def _parts(plan: Plan, writes: Callable[[int, tuple[int, ...]], bool]) -> Iterat
         values, first = np.asarray(array), turn % len(everyone)
         if writes(plan.number, everyone[first:] + everyone[:first]):
             yield Part(key, (0,) * values.ndim, values)
+    for key, value in plan.objects.items() if writes(plan.number, everyone) else ():
+        yield Part(key, None, value)
 
 
 def _tensors(plan: Plan) -> dict[str, tuple[np.dtype, tuple[int, ...]]]:

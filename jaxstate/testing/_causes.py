@@ -10,16 +10,25 @@ from jaxstate.testing._align import Match, best_match
 from jaxstate.testing._distance import distance
 
 ROUNDING = 5e-8
+RECOMPUTED = "recomputed from what both recorded"
 LESS = 4  # an experiment succeeds if the difference gets this many times smaller
 
 
 @dataclass(frozen=True)
 class Cause:
-    """A mistake that was reproduced: what JAX does, what puts it right, the difference that then remains."""
+    """A mistake that was reproduced.
+
+    Attributes:
+        says: what JAX does, as the end of a sentence.
+        mend: what puts it right.
+        remains: the difference between JAX and the reproduction, of the scale.
+        how: it was reproduced.
+    """
 
     says: str
     mend: str
     remains: float
+    how: str = "tried in torch"
 
 
 def error_of(match: Match | None) -> float:
@@ -36,6 +45,17 @@ def proportional(match: Match | None, rtol: float) -> list[Cause]:
     if not remains <= min(rtol, error_of(match) / LESS) or abs(factor) < rtol:
         return []
     return [Cause(f"has {factor:.7g} times torch's values here", f"a factor of {1 / factor:.7g}", remains)]
+
+
+def shifted(match: Match | None) -> list[Cause]:
+    """JAX reads indices that count from another number."""
+    if match is None or match.theirs.dtype.kind not in "iu" or match.ours.dtype.kind not in "iu":
+        return []
+    apart = np.unique(match.ours.astype(np.int64) - match.theirs)
+    if apart.size != 1 or apart[0] == 0:
+        return []
+    says = f"reads indices that are {abs(apart[0])} {'more' if apart[0] > 0 else 'less'} than torch's"
+    return [Cause(says, f"indices {-apart[0]:+d}", 0.0)]
 
 
 def confirmed(
@@ -64,7 +84,7 @@ def tried(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # an experiment is a misuse, and torch may say so
             result = again()
-    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError, AttributeError):
+    except (RuntimeError, ValueError, TypeError, LookupError, AssertionError, AttributeError):
         return np.inf
     match = best_match(result, ours, order)
     return np.inf if match is None else match.distance.relative

@@ -12,16 +12,26 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.errors import quoted
 from jaxstate.testing._align import Match
+from jaxstate.testing._attention_causes import attention_causes
 from jaxstate.testing._calls import Call
-from jaxstate.testing._causes import LESS, Cause, best_first, confirmed, error_of, proportional, tried
+from jaxstate.testing._causes import (
+    LESS,
+    Cause,
+    best_first,
+    confirmed,
+    error_of,
+    proportional,
+    shifted,
+    tried,
+)
 from jaxstate.testing._experiments import with_entries
 from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._rewrites import ACTIVATIONS, Met, activations, rewrites, rewriting
 from jaxstate.testing._stand_ins import activation_calls, computed, standing_in
 from jaxstate.testing._torch_side import Watch, watched
-from jaxstate.testing._weights import wrong_entries
+from jaxstate.testing._weights import guessed_between, held_between
+from jaxstate.testing._wiring import GATED, PLAIN, wiring_causes
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +86,9 @@ class Gap:
 
 def causes_in(gap: Gap, rtol: float) -> tuple[Cause, ...]:
     """The mistakes in a gap that reproduce what JAX has at its end."""
-    found = _causes(gap, rtol)
-    return found or (_causes(wide, rtol) if (wide := _widened(gap)) else ())
+    wide = _widened(gap)
+    found = _causes(gap, rtol) or (_causes(wide, rtol) if wide else ())
+    return found or wiring_causes(gap.run, gap.layer, rtol, GATED)
 
 
 def modules_in(gap: Gap) -> tuple[str, ...]:
@@ -97,8 +108,13 @@ def _widened(gap: Gap) -> Gap | None:
 
 
 def _causes(gap: Gap, rtol: float) -> tuple[Cause, ...]:
-    found = [*proportional(gap.match, rtol), *_other_weights(gap, rtol), *_rewritten(gap, rtol)]
-    return best_first(found) or confirmed(_stood_in(gap), gap.ours, error_of(gap.match), rtol, gap.order)
+    run, layer = gap.run, gap.layer
+    first = [*shifted(gap.match), *proportional(gap.match, rtol), *_other_weights(gap, rtol)]
+    found = (
+        wiring_causes(run, layer, rtol, PLAIN) or attention_causes(run, layer, rtol) or _rewritten(gap, rtol)
+    )
+    tries = (*_skipped(gap), *_stood_in(gap))
+    return best_first([*first, *found]) or confirmed(tries, gap.ours, error_of(gap.match), rtol, gap.order)
 
 
 def _rewritten(gap: Gap, rtol: float) -> Iterator[Cause]:
@@ -121,15 +137,22 @@ def _stood_in(gap: Gap) -> Iterator[tuple[str, str, Callable[[], np.ndarray | No
         yield says, ACTIVATIONS.get(theirs, theirs), partial(_again, gap, context)
 
 
-def _other_weights(gap: Gap, rtol: float) -> list[Cause]:
-    """Weights of modules that cannot be watched, as of layers in a scan."""
-    wrong, port = wrong_entries(gap.run), gap.run.port
-    if not wrong:
-        return []
-    again = lambda: _met(watched(with_entries(port.theirs, wrong), port.run_torch), gap.layer)  # noqa: E731
-    says = f"holds other weights: {quoted(wrong)}"
-    mend = "js.load_state_dict(model, torch_module.state_dict(), binding)"
-    return [*confirmed([(says, mend, again)], gap.ours, error_of(gap.match), rtol, gap.order)]
+def _skipped(gap: Gap) -> Iterator[tuple[str, str, Callable[[], np.ndarray | None]]]:
+    """Layers that torch calls and JAX, which has them, never does."""
+    called = {call.name for call in gap.run.ours_calls}
+    paths = {pair.name: pair.module.path for pair in gap.run.pairs if pair.is_layer}
+    for call in [c for c in gap.calls if c.name in paths and paths[c.name] not in called]:
+        context = partial(standing_in, gap.run.port.theirs, [call], lambda x: x)
+        yield f'never calls "{call.name}"', f"x = model.{paths[call.name]}(x)", partial(_again, gap, context)
+
+
+def _other_weights(gap: Gap, rtol: float) -> tuple[Cause, ...]:
+    """Weights of modules that cannot be watched, as of layers in a scan, and of tables that none holds."""
+    port = gap.run.port
+    again = lambda entries: _met(watched(with_entries(port.theirs, entries), port.run_torch), gap.layer)  # noqa: E731
+    held = (*held_between(gap.run), *guessed_between(gap.run))
+    tries = ((says, mend, partial(again, entries)) for says, mend, entries in held)
+    return confirmed(tries, gap.ours, error_of(gap.match), rtol, gap.order)
 
 
 def _again(gap: Gap, context: Callable[[Callable[[], bool]], Any]) -> np.ndarray | None:

@@ -60,6 +60,11 @@ class Run:
         return watched(self.port.theirs, self.port.run_torch)
 
     @cached_property
+    def ours_calls(self) -> list[Call]:
+        """All of JAX's calls."""
+        return self.port.side.watched(self.port.ours, self.port.run_jax)
+
+    @cached_property
     def pairs(self) -> list[Pair]:
         """The modules that are one."""
         port, entries = self.port, self.entries
@@ -81,8 +86,7 @@ class Run:
 
     def _jax_calls(self, pairs: Iterable[Pair]) -> dict[tuple[str, int], Call]:
         """JAX's calls of these modules, by path and by the number of torch's call that each is."""
-        made = self.port.side.watched(self.port.ours, self.port.run_jax)
-        theirs, ours = (_by_name(calls) for calls in (self.calls, made))
+        theirs, ours = (_by_name(calls) for calls in (self.calls, self.ours_calls))
         paths = {pair.module.path: pair.name for pair in pairs}
         found = (in_torchs_calls(theirs.get(paths[p], []), calls) for p, calls in ours.items() if p in paths)
         return {(call.name, call.number): call for calls in found for call in calls}

@@ -100,7 +100,7 @@ def _cause_lines(causes: Iterable[Cause]) -> Iterator[str]:
     if not first.says:
         yield "cause: not among those that are tried"
         return
-    yield f"cause: JAX {first.says} (tried in torch: {first.remains:.1g} of the scale then remains)"
+    yield f"cause: JAX {first.says} ({first.how}: {first.remains:.1g} of the scale then remains)"
     yield f"mend:  {first.mend}"
     for other in others[: MOST_CAUSES - 1]:
         yield f"or:    JAX {other.says} ({other.remains:.1g} remains)"

@@ -7,6 +7,7 @@ of function is computed otherwise. If the next layer then reads what JAX's reads
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from jaxstate.testing._torch_side import torch
@@ -141,7 +142,9 @@ def _attentions() -> Iterator[Rewrite]:
         return func(*args[:3], **{**given, **changes})
 
     def inverted(func: Function, args: tuple, kwargs: Mapping[str, Any]) -> Any:
-        mask = args[3] if len(args) > 3 else kwargs["attn_mask"]
+        mask = args[3] if len(args) > 3 else kwargs.get("attn_mask")
+        if mask is None:
+            raise ValueError("there is no mask to read the other way")
         return without(func, args, kwargs, attn_mask=~mask)
 
     told: Mapping[str, tuple[str, Any]] = {
@@ -210,6 +213,14 @@ def _pools() -> Iterator[Rewrite]:
 _WINDOW = ("kernel_size", "stride", "padding")
 
 
+_OPERATORS = (
+    frozenset({"add", "iadd", "radd"}),
+    frozenset({"mul", "imul", "rmul"}),
+    frozenset({"div", "truediv"}),
+    frozenset({"sub", "isub", "rsub"}),
+)
+
+
 def _others() -> Iterator[Rewrite]:
     for name in ("softmax", "log_softmax", "dropout", "normalize"):
         yield Rewrite(
@@ -218,9 +229,9 @@ def _others() -> Iterator[Rewrite]:
             lambda theirs: f"the {theirs} that torch computes",
             lambda func, args, kwargs: args[0],
         )
-    for n, word in enumerate(("second", "first")):
+    for (n, word), names in product(enumerate(("second", "first")), _OPERATORS):
         yield Rewrite(
-            frozenset({"add", "iadd", "radd", "mul", "imul", "rmul", "div", "truediv", "sub"}),
+            names,
             lambda theirs, word=word: f"leaves out the {word} operand of torch's {theirs}, as of a residual",
             lambda theirs, word=word: f"the {word} operand of torch's {theirs}",
             lambda func, args, kwargs, n=n: args[n],

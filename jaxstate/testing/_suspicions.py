@@ -13,6 +13,8 @@ import numpy as np
 from jaxstate.settings import SAME, eps_name, same_pads, settings_of, shown, torch_settings
 from jaxstate.testing._experiments import Suspicion, with_attributes
 from jaxstate.testing._layers import Layer, Run
+from jaxstate.testing._recurrences import recurrence_suspicions
+from jaxstate.testing._rows import row_suspicions
 from jaxstate.testing._torch_side import arguments_of, called_again, torch
 from jaxstate.testing._weights import held_by_guess, held_otherwise
 
@@ -27,6 +29,8 @@ def suspicions(run: Run, layer: Layer) -> Iterator[Suspicion]:
     yield from _set_otherwise(layer, module)
     yield from _moved_first(layer, module)
     yield from _called_otherwise(layer, module)
+    yield from recurrence_suspicions(layer, module)
+    yield from row_suspicions(run, layer)
     if not held:
         yield from held_by_guess(run, layer, module)
 
@@ -85,19 +89,21 @@ def _padded(layer: Layer, module: Any, pads: Any) -> np.ndarray:
         cuts = [(d * (k - 1) - a, d * (k - 1) - b) for (a, b), k, d in rows]
         none = (0,) * len(kernel)
         whole = called_again(with_attributes(module, padding=none, output_padding=none), layer.theirs)
-        return _cut(whole, cuts)
+        return _cut(whole, cuts, module.bias)
     flat = [n for pair in reversed(pads) for n in pair]
     padded = torch().nn.functional.pad(image, flat)
     bare = with_attributes(module, padding=(0,) * len(kernel), padding_mode="zeros")
     return called_again(bare, layer.theirs, (padded, *layer.theirs.args[1:]))
 
 
-def _cut(output: np.ndarray, cuts: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Take from the ends of the spatial axes what is not wanted, or add zeros."""
-    index = [
-        slice(max(a, 0), n - max(b, 0)) for (a, b), n in zip(cuts, output.shape[-len(cuts) :], strict=True)
-    ]
-    return output[(..., *index)]
+def _cut(output: np.ndarray, cuts: Sequence[tuple[int, int]], bias: Any) -> np.ndarray:
+    """Take from the ends of the spatial axes what is not wanted, or add what meets no input: the bias."""
+    sizes = output.shape[-len(cuts) :]
+    index = [slice(max(a, 0), n - max(b, 0)) for (a, b), n in zip(cuts, sizes, strict=True)]
+    fill = 0.0 if bias is None else bias.detach().numpy().reshape(-1, *(1 for _ in cuts))
+    none = [(0, 0)] * (output.ndim - len(cuts))
+    wider = np.pad(output[(..., *index)] - fill, [*none, *((max(-a, 0), max(-b, 0)) for a, b in cuts)])
+    return wider + fill
 
 
 def _moved_first(layer: Layer, module: Any) -> Iterator[Suspicion]:

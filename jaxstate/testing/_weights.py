@@ -18,6 +18,7 @@ from jaxstate.testing._variants import Variant, explained, variants
 
 HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "nhead")
 DEPTHS = ("head_dim", "attention_head_size", "key_value_proj_dim")
+MOST = 8  # keys in one sentence
 QKV = ("query", "key", "value")
 GATES = {"LSTM": ("i", "f", "g", "o"), "GRU": ("r", "z", "n")}
 
@@ -37,13 +38,39 @@ def held_otherwise(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
     if not wrong:
         return
     own = {key: _variants(run, layer, module, key.removeprefix(prefix), entries[key]) for key in wrong}
-    words = [f'"{key}" {explained(a, key, entries, own[key])}' for key, a in wrong.items()]
     tails = {key.removeprefix(prefix): array for key, array in wrong.items()}
     yield Suspicion(
-        f"holds other weights: {'; '.join(words)}",
+        _other(run, wrong, own),
         _rules_to_mend(run, list(wrong)),
         lambda: called_again(with_entries(module, tails), layer.theirs),
     )
+
+
+Held = tuple[str, str, Mapping[str, np.ndarray]]  # what is wrong, what mends it, what is held instead
+
+
+def held_between(run: Run) -> Iterator[Held]:
+    """The JAX model holds other weights, as in modules that cannot be watched, or tables that none calls."""
+    if wrong := wrong_entries(run):
+        own = {key: _bare_variants(run, key) for key in wrong}
+        yield _other(run, wrong, own), _rules_to_mend(run, list(wrong)), wrong
+
+
+def guessed_between(run: Run) -> Iterator[Held]:
+    """What entries may be that no watched layer holds, where the model cannot be read."""
+    covered = tuple(f"{pair.name}." for pair in run.pairs if pair.is_layer)
+    for key in [key for key in run.entries if not key.startswith(covered)] if not run.port.own else ():
+        for words, variant in _bare_variants(run, key):
+            yield f'holds "{key}" {words}', _look_at(run, [key]), {key: variant}
+
+
+def _bare_variants(run: Run, key: str) -> Iterator[Variant]:
+    return variants(key.rpartition(".")[2], run.entries[key], images=run.images)
+
+
+def _other(run: Run, wrong: Mapping[str, np.ndarray], own: Mapping[str, Iterator[Variant]]) -> str:
+    words = [f'"{key}" {explained(a, key, run.entries, own[key])}' for key, a in wrong.items()]
+    return f"holds other weights: {'; '.join(words[:MOST])}{'; ...' * (len(words) > MOST)}"
 
 
 def held_by_guess(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
@@ -51,7 +78,7 @@ def held_by_guess(run: Run, layer: Layer, module: Any) -> Iterator[Suspicion]:
     for words, entries in _mistakes(run, layer, module):
         yield Suspicion(
             f"holds {words}",
-            _given_rules(run, layer, list(entries)),
+            _look_at(run, [_prefix(layer) + tail for tail in entries]),
             lambda entries=entries: called_again(with_entries(module, entries), layer.theirs),
         )
 
@@ -87,7 +114,7 @@ def _of_another(run: Run, prefix: str, tails: Mapping[str, np.ndarray]) -> Itera
 
 
 def _variants(run: Run, layer: Layer, module: Any, tail: str, array: np.ndarray) -> Iterator[Variant]:
-    near = lambda names: _nearest(run.port.theirs, layer.theirs.name, names)  # noqa: E731
+    near = lambda names: nearest(run.port.theirs, layer.theirs.name, names)  # noqa: E731
     heads, depth = near(HEADS), near(DEPTHS)
     gates = GATES.get(type(module).__name__.removesuffix("Cell"), ())
     is_attention = heads > 1 or depth > 0
@@ -95,12 +122,12 @@ def _variants(run: Run, layer: Layer, module: Any, tail: str, array: np.ndarray)
     return variants(tail, array, QKV if fused else gates, heads, depth, run.images)
 
 
-def _nearest(module: Any, name: str, attributes: Sequence[str]) -> int:
-    """A number that a layer's module, or the nearest one around it, has under one of these names."""
+def nearest(module: Any, name: str, attributes: Sequence[str], kind: type = int) -> Any:
+    """A number that a layer's module, or the nearest one around it, has under one of these names, or 0."""
     parts = name.split(".")
     around = (module.get_submodule(".".join(parts[:n])) for n in range(len(parts), -1, -1))
     found = (getattr(m, attribute, None) for m in around for attribute in attributes)
-    return next((n for n in found if isinstance(n, int)), 0)
+    return next((n for n in found if isinstance(n, kind)), 0)
 
 
 def _close(one: np.ndarray, other: np.ndarray) -> bool:
@@ -115,8 +142,8 @@ def _rules_to_mend(run: Run, keys: Sequence[str]) -> str:
     return "js.load_state_dict(model, torch_module.state_dict(), binding)"
 
 
-def _given_rules(run: Run, layer: Layer, tails: Sequence[str]) -> str:
-    rules = _rules(run.port.given, [_prefix(layer) + tail for tail in tails])
+def _look_at(run: Run, keys: Sequence[str]) -> str:
+    rules = _rules(run.port.given, keys)
     return f"look at {', '.join(sorted(rules))}" if rules else "look at where these weights were loaded"
 
 

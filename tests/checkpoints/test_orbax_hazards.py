@@ -160,6 +160,25 @@ def test_the_random_state_of_a_module(tmp_path):
         assert np.array_equal(js.orbax.restore(tmp_path / "c", template).model(x), expected)
 
 
+def test_the_random_state_of_a_module_is_read_without_templates(tmp_path):
+    net, x = Noisy(nnx.Rngs(7, dropout=jax.random.key(9, impl="rbg"))), jnp.ones((2, 3))
+    net(x)
+    js.orbax.save(tmp_path / "c", net, rngs={"mine": jax.random.key(2)})
+    dropped = jax.random.bernoulli(net.drop.rngs(), 0.5, (2, 3))
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    for sharding in (None, here):
+        found = js.orbax.restore(tmp_path / "c", sharding=sharding)
+        assert sorted(found.random) == ["drop.rngs.count", "drop.rngs.key"] and "mine" in found.rngs
+        assert found.random["drop.rngs.count"] == 1 and found.random["drop.rngs.count"].dtype == "uint32"
+        key = found.random["drop.rngs.key"]
+        assert key.dtype == net.drop.rngs.key[...].dtype and jax.random.key_impl(key) == "rbg"
+        noise = jax.random.bernoulli(jax.random.fold_in(key, found.random["drop.rngs.count"]), 0.5, (2, 3))
+        assert np.array_equal(noise, dropped)
+        assert sorted(found.model) == ["fc.bias", "fc.kernel"]
+    assert js.orbax.restore(tmp_path / "c", net).random is None
+    assert js.orbax.to_torch(tmp_path / "c")["model"]["fc.weight"].shape == (4, 3)
+
+
 def test_integers_beside_jax_without_x64(tmp_path):
     assert not jax.config.jax_enable_x64
     saved(tmp_path / "c", None, {"n": np.array([2**40, -1])})

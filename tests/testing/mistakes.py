@@ -196,7 +196,7 @@ MISTAKES = [
     Mistake("block", "gelu approximated", _model(gelu=nnx.gelu), '"down"', "approximated by tanh", False),
     Mistake("block", "a mask the other way", _model(mask=lambda m: m), '"attn"', "attn_mask", False),
     Mistake("block", "no mask", _model(mask=lambda m: None), '"attn"', "everything", False),
-    Mistake("block", "no residual", _model(add=lambda x, y: y), '"norm2"', "operand of torch's add", False),
+    Mistake("block", "no residual", _model(add=lambda x, y: y), '"norm2"', 'torch what "norm1" reads', False),
     Mistake(
         "block",
         "query and key swapped",

@@ -18,6 +18,11 @@ def rotary(x):
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
 
 
+def shared(x):
+    """Each head of keys or values for as many queries as follow each other."""
+    return jnp.repeat(x, HEADS // GROUPS, axis=2)
+
+
 class Attention(nnx.Module):
     def __init__(self):
         depth = WIDTH // HEADS
@@ -29,8 +34,7 @@ class Attention(nnx.Module):
     def __call__(self, x):
         query = rotary(heads(self.q_proj(x), HEADS))
         key, value = rotary(heads(self.k_proj(x), GROUPS)), heads(self.v_proj(x), GROUPS)
-        key, value = (jnp.repeat(each, HEADS // GROUPS, axis=2) for each in (key, value))
-        return self.o_proj(attend(query, key, value, causal(x.shape[1])))
+        return self.o_proj(attend(query, shared(key), shared(value), causal(x.shape[1])))
 
 
 class MLP(nnx.Module):

@@ -12,10 +12,12 @@ from itertools import combinations
 from typing import Any
 from unittest import mock
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from miscalls import ATTENTIONS, BLOCKS, MASKS, blocks
+from miscalls_held_out import HELD_OUT
+from miscalls_of_one import OWN
+from misfunctions import FIRST, PATCHES, PLACES
 from rights import Right
 
 import jaxstate as js
@@ -34,6 +36,7 @@ class Mutation:
         file: the file that was loaded, if it is no file of this model.
         binding: the Binding that its author believes in, if it is another one.
         model: makes the model another one.
+        torch: makes torch's module another one.
         patches: functions that the model's author has otherwise, by where they stand.
         places: torch modules, of which the report must name one; asked of torch if there are none.
         cause: a pattern of words that the report must contain.
@@ -46,13 +49,14 @@ class Mutation:
     file: State | None = None
     binding: js.Binding | None = None
     model: Callable[[nnx.Module], None] | None = None
+    torch: Callable[[Any], Any] | None = None
     patches: Mapping[str, Any] = field(default_factory=dict)
     places: tuple[str, ...] = ()
 
 
 def mutations(right: Right) -> Iterator[Mutation]:
     """Every mistake that can be made in a twin: of the file, of the Binding, of the model."""
-    for family in (*OF_FILES, *OF_BINDINGS, *OF_WEIGHTS, *OF_MODELS):
+    for family in (*OF_FILES, *OF_BINDINGS, *OF_WEIGHTS, *OF_MODELS, *OF_CALLS, *OF_MODES):
         yield from family(right)
 
 
@@ -274,96 +278,80 @@ def _patched(right: Right) -> Iterator[Mutation]:
             yield Mutation(family, target, cause, patches={target: function}, places=places)
 
 
-def _heads_innermost(x: Any, count: int) -> Any:
-    return jnp.swapaxes(x.reshape(*x.shape[:-1], -1, count), -1, -2)
+def _attentions(right: Right) -> Iterator[Mutation]:
+    """Decisions in the functions that all twins with attention share."""
+    for kind, rows in (("attend", ATTENTIONS), ("causal", MASKS)):
+        places = FIRST["attention" if kind == "attend" else "causal"]
+        target = f"{right.name}_twin.{kind}"
+        for family, function, cause in rows if right.name in places and right.uses(target) else ():
+            if not (right.name == "t5" and "scaled" in family):  # T5 scales nothing
+                yield Mutation(
+                    family, target, cause, patches={target: function}, places=(places[right.name],)
+                )
 
 
-def _unscaled(query: Any, key: Any, value: Any, bias: Any = 0.0, scale: float | None = None) -> Any:
-    weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", query, key) + bias)
-    found = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-    return found.reshape(*found.shape[:-2], -1)
+def _miscalled(right: Right) -> Iterator[Mutation]:
+    own = ((f, f"{right.name}_twin.{to}", *rest) for f, to, *rest in OWN.get(right.name, ()))
+    for family, target, function, place, cause in (
+        *(blocks(right.name) if right.name in BLOCKS else ()),
+        *own,
+    ):
+        yield Mutation(family, target, cause, patches={target: function}, places=(place,))
 
 
-def _interleaved(x: Any) -> Any:
-    """Rotary positions that turn neighbours."""
-    half = x.shape[-1] // 2
-    angles = jnp.arange(x.shape[1])[:, None] * 10000.0 ** (-jnp.arange(half) / half)
-    cos, sin = jnp.cos(angles)[:, None], jnp.sin(angles)[:, None]
-    a, b = x[..., ::2], x[..., 1::2]
-    return jnp.stack([a * cos - b * sin, b * cos + a * sin], -1).reshape(x.shape)
+OF_CALLS = (_attentions, _miscalled)
 
 
-GELU = jax.nn.gelu
-PATCHES = [
-    (
-        "the other gelu",
-        "jax.nn.gelu",
-        lambda x, approximate=True: GELU(x, approximate=not approximate),
-        "gelu",
-    ),
-    ("relu for gelu", "jax.nn.gelu", lambda x, approximate=True: jax.nn.relu(x), "relu where torch"),
-    ("gelu for silu", "jax.nn.silu", lambda x: GELU(x, approximate=False), "gelu where torch"),
-    ("no activation", "jax.nn.relu", lambda x: x, "nothing where torch"),
-    ("no activation", "flax.nnx.relu", lambda x: x, "nothing where torch"),
-    ("another number of heads", "{}_twin.HEADS", 4, "into 4 heads"),
-    ("heads split innermost", "{}_twin.heads", _heads_innermost, "depth, heads"),
-    ("logits not scaled", "{}_twin.attend", _unscaled, "does not scale|operand of torch's mul"),
-    ("no causal mask", "{}_twin.causal", lambda length: 0.0, "attends to everything"),
-    ("rotary of neighbours", "{}_twin.rotary", _interleaved, "rotary"),
-    ("no rotary", "{}_twin.rotary", lambda x: x, "rotary"),
-    ("the mean for the maximum", "flax.nnx.max_pool", nnx.avg_pool, "avg_pool2d where torch"),
-]
-FIRST = {  # where a function is used first
-    "attention": {
-        "gpt2": "transformer.h.0.attn.c_proj",
-        "llama": "model.layers.0.self_attn.o_proj",
-        "bert": "bert.encoder.layer.0.attention.output.dense",
-        "vit": "vit.layers.0.attention.o_proj",
-        "whisper": "model.encoder.layers.0.self_attn.out_proj",
-        "t5": "encoder.block.0.layer.0.SelfAttention.o",
-    },
-    "causal": {
-        "gpt2": "transformer.h.0.attn.c_proj",
-        "llama": "model.layers.0.self_attn.o_proj",
-        "whisper": "model.decoder.layers.0.self_attn.out_proj",
-        "t5": "decoder.block.0.layer.0.SelfAttention.o",
-    },
-    "gelu": {
-        "gpt2": "transformer.h.0.mlp.c_proj",
-        "bert": "bert.encoder.layer.0.output.dense",
-        "vit": "vit.layers.0.mlp.fc2",
-        "convnext": "convnext.encoder.stages.0.layers.0.pwconv2",
-        "whisper": "model.encoder.conv2",
-    },
-    "silu": {"llama": "model.layers.0.mlp.down_proj"},
-    "relu": {
-        "t5": "encoder.block.0.layer.1.DenseReluDense.wo",
-        "unet": "down1.conv2",
-        "resnet": "resnet.encoder.stages.0.layers.0.layer.0.convolution",
-    },
-    "rotary": {"llama": "model.layers.0.self_attn.o_proj"},
-    "pool": {"unet": "down2.conv1", "resnet": "resnet.encoder.stages.0.layers.0.layer.0.convolution"},
-}
-USED = {
-    "the other gelu": "gelu",
-    "relu for gelu": "gelu",
-    "gelu for silu": "silu",
-    "no activation": "relu",
-    "another number of heads": "attention",
-    "heads split innermost": "attention",
-    "logits not scaled": "attention",
-    "no causal mask": "causal",
-    "rotary of neighbours": "rotary",
-    "no rotary": "rotary",
-    "the mean for the maximum": "pool",
-}
-PLACES = {
-    (family, name): (place,)
-    for family, kind in USED.items()
-    for name, place in FIRST[kind].items()
-    if not (name == "t5" and family in ("another number of heads", "logits not scaled"))  # T5 scales nothing
-    and not (name == "llama" and family == "another number of heads")  # its heads are in groups
-}
+def held_out(right: Right) -> Iterator[Mutation]:
+    """Mistakes that no report was written for."""
+    for family, to, function, place, cause in HELD_OUT.get(right.name, ()):
+        target = "flax.nnx.LayerNorm.__call__" if to is None else f"{right.name}_twin.{to}"
+        yield Mutation(family, target, cause, patches={target: function}, places=(place,))
+
+
+# Models in the wrong mode.
+
+
+def _drawing(right: Right) -> Iterator[Mutation]:
+    """Dropout that is active: a model left in training mode, on either side."""
+    if any(getattr(m, "p", 0) and "Dropout" in type(m).__name__ for m in right.theirs.modules()):
+        yield Mutation("torch left in training mode", "dropout", "training mode", torch=lambda m: m.train())
+    for path in [p for p, m in nnx.iter_modules(right.model) if type(m) is nnx.Dropout]:
+        name = ".".join(map(str, path))
+        change = _set(name, deterministic=False)
+        yield Mutation("dropout active", name, "draws at random", model=change)
+
+
+def _training(right: Right) -> Iterator[Mutation]:
+    """Every batch norm of a side in training mode."""
+    norms = [path for path, m in right.layers if type(m) is nnx.BatchNorm]
+    if norms and right.name in ("resnet", "unet"):
+        place = (right.names[norms[0]],)
+        yield Mutation("torch left in training mode", "norms", "statistics", torch=_train_norms, places=place)
+        change = lambda model: model.train()  # noqa: E731
+        yield Mutation("JAX left in training mode", "norms", "batch statistics", model=change, places=place)
+
+
+def _train_norms(module: Any) -> None:
+    for sub in module.modules():
+        sub.train("BatchNorm" in type(sub).__name__)
+
+
+def _states(right: Right) -> Iterator[Mutation]:
+    """An LSTM's functions in each other's place; pads of a transposed convolution at the other end."""
+    for path in [p for p, m in nnx.iter_modules(right.model) if isinstance(m, nnx.OptimizedLSTMCell)][:1]:
+        name = ".".join(map(str, path))
+        for family, changes in (
+            ("tanh and sigmoid swapped", dict(gate_fn=nnx.tanh, activation_fn=nnx.sigmoid)),
+            ("gates of tanh", dict(gate_fn=nnx.tanh)),
+        ):
+            yield Mutation(family, name, "tanh", model=_set(name, **changes), places=("lstm",))
+    for path in [p for p, m in right.layers if type(m) is nnx.ConvTranspose][:1]:
+        change = _set(path, padding=[(2, 0), (0, 2)])
+        yield Mutation("pads at the other end", path, "padding", model=change, places=(right.names[path],))
+
+
+OF_MODES = (_drawing, _training, _states)
 
 OF_MODELS = (_eps, _convolved, _statistics, _patched)
 

@@ -14,24 +14,22 @@ from verdicts import verdict  # noqa: E402
 
 RECORD = json.loads(FILE.read_text())
 
-# The layer is named in all of them, and no cause: torch's run cannot be given the mistake.
-MISSES = [
-    "llama: heads split innermost: llama_twin.heads: placed",  # split before torch turns them
-    "llama: rotary of neighbours: llama_twin.rotary: placed",  # torch turns halves in a function of its own
-    "llama: no rotary: llama_twin.rotary: placed",
-    "t5: no causal mask: t5_twin.causal: placed",  # its mask is one array with the distances' bias
-    # JAX reads the table without calling it, so that the report speaks of what comes next
-    "whisper: positions off by one: model.encoder.embed_positions.weight: placed",
-    "whisper: another number of heads: whisper_twin.HEADS: placed",  # torch scales queries by itself
-]
+# The layer is named, and no cause: keys and values are swapped after the keys were turned by their positions.
+MISSES = ["llama: keys and values swapped: llama_twin.attend: placed"]
 
 
 def test_the_table_is_whole():
-    table = RECORD["twins"]
-    assert list(table) == list(TWINS) and RECORD["summary"] == summary(table)
-    assert RECORD["summary"]["misses"] == MISSES
-    assert not [word for words in table.values() for word in words.values() if word in ("silent", "seen")]
-    assert sum(word in ("named", "refused") for words in table.values() for word in words.values()) >= 224
+    for part in (RECORD, RECORD["held out"]):
+        assert part["summary"] == summary(part["twins"]) and list(part["twins"]) == list(TWINS)
+        assert not {"silent", "seen"} & part["summary"].keys()
+    assert RECORD["summary"]["misses"] == MISSES and RECORD["summary"]["mutations"] >= 380
+
+
+def test_mistakes_that_nobody_thought_of_are_placed_at_the_least():
+    """Nearly half of them are named; a later report that names more of them may say so here."""
+    held = RECORD["held out"]["summary"]
+    assert held["mutations"] >= 28 and held["named"] >= 13
+    assert held["named"] + held["placed"] == held["mutations"]
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -46,8 +44,24 @@ def test_the_table_names_every_mutation(name):
     assert word == RECORD["twins"][name][f"{chosen.family}: {chosen.what}"], report
 
 
+KINDS = {  # one of each kind of report
+    "llama": "rotary of neighbours",
+    "whisper": "positions off by one",
+    "bloom": "blocks one after the other",
+    "tagger": "gates of tanh",
+}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_what_lies_between_layers_is_named(name):
+    mutation = next(m for m in mutations(right(name)) if m.family == KINDS[name])
+    word, report = verdict(right(name), mutation)
+    assert word == "named", report
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TWINS)
 @pytest.mark.filterwarnings("ignore")
 def test_all_of_the_table_again(name):
     assert found([name])[name] == RECORD["twins"][name]
+    assert found([name], held=True)[name] == RECORD["held out"]["twins"][name]

@@ -12,7 +12,19 @@ from twin import built, randomized
 import jaxstate as js
 
 PLAIN = ["tagger", "unet"]
-OF_TRANSFORMERS = ["gpt2", "llama", "bert", "vit", "resnet", "convnext", "t5", "whisper", "phi3", "wav2vec2"]
+OF_TRANSFORMERS = [
+    "gpt2",
+    "llama",
+    "bert",
+    "vit",
+    "resnet",
+    "convnext",
+    "t5",
+    "whisper",
+    "bloom",
+    "phi3",
+    "wav2vec2",
+]
 
 
 def rules_by_hand(twin):

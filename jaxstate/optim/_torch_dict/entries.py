@@ -1,6 +1,6 @@
 """Entries: what a file holds for each parameter, and whether it fits the optimizer's buffers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxstate.errors import quoted
 from jaxstate.foreign import as_array
+from jaxstate.lazy import LazyArray
 from jaxstate.optim._padding import refused_there, starts
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
@@ -52,16 +53,25 @@ class Entries:
             strange,
         )
 
-    def leaves(self, buffer: str, likes: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """A buffer by path, where the file has it. Call it when there are no problems."""
-        arrays = self._arrays(buffer)
-        keys_of = self.parameters.keys_of
-        if buffer in self.state.algorithm.own:
-            return {path: arrays[keys_of[path][0]] for path in likes if set(keys_of[path]) & set(arrays)}
-        filled = {path: like for path, like in likes.items() if set(keys_of[path]) & set(arrays)}
-        return self.parameters.to_jax(arrays, filled, starts(self.state, buffer))
+    def each_leaf(
+        self, buffer: str, likes: Mapping[str, Any], is_parted: Callable[[Any], bool]
+    ) -> Iterator[tuple[str, Any]]:
+        """A buffer by path, where the file has it. Call it when there are no problems.
 
-    def _arrays(self, buffer: str) -> dict[str, np.ndarray]:
+        Args:
+            buffer: its name.
+            likes: the template's leaves of it.
+            is_parted: whether a leaf like this one is wanted in parts; it comes as a `LazyArray`, if it is
+                made of others.
+        """
+        arrays, keys_of = self._arrays(buffer), self.parameters.keys_of
+        filled = {path: like for path, like in likes.items() if set(keys_of[path]) & set(arrays)}
+        if buffer in self.state.algorithm.own:
+            return ((path, arrays[keys_of[path][0]]) for path in filled)
+        parted = {path for path, like in filled.items() if is_parted(like)}
+        return self.parameters.each_leaf(arrays, filled, starts(self.state, buffer), parted)
+
+    def _arrays(self, buffer: str) -> dict[str, np.ndarray | LazyArray]:
         eager = self.state.algorithm.eager
         found = {
             name: _as_array(entry[buffer])
@@ -139,9 +149,9 @@ class Entries:
             steps = {name: self.step(name) for name in names}
             if len(set(steps.values())) > 1:
                 yield f"{path} is one leaf with one step, and the file has {steps}"
-            for buffer in self.state.algorithm.own:
+            for buffer in self.state.algorithm.own if len(names) > 1 else ():
                 found = {name: _as_array(self._value(name, buffer)) for name in names}
-                if len({None if x is None else x.tobytes() for x in found.values()}) > 1:
+                if len({None if x is None else np.asarray(x).tobytes() for x in found.values()}) > 1:
                     yield f"{path} is one leaf with one {buffer}, and the file has {found}"
 
     def _padded(self) -> Iterator[str]:
@@ -162,8 +172,10 @@ def _present(entry: Any) -> Any:
     return {key: value for key, value in entry.items() if value is not None}
 
 
-def _as_array(value: Any) -> np.ndarray | None:
+def _as_array(value: Any) -> np.ndarray | LazyArray | None:
     """An entry's array. A scalar that older versions wrote as a Python float is float32 to newer ones."""
+    if isinstance(value, LazyArray):
+        return value
     return np.array(value, np.float32) if type(value) in (int, float) else as_array(value)
 
 

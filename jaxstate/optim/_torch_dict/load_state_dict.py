@@ -5,25 +5,31 @@ has: a moment of another shape, a group's missing `lr`, ids that JSON made strin
 never.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import jax
 import numpy as np
 
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
+from jaxstate.optim._algorithm import Algorithm
 from jaxstate.optim._arrays import full
 from jaxstate.optim._lbfgs.file import MemoryEntry
 from jaxstate.optim._lbfgs.state import LBFGSState
 from jaxstate.optim._nest.site import site_of
+from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
 from jaxstate.optim._torch_dict.entries import Entries
-from jaxstate.optim._torch_dict.file_groups import file_groups
+from jaxstate.optim._torch_dict.file_groups import FileGroup, file_groups
 from jaxstate.optim._torch_dict.fqn import with_ids
 from jaxstate.optim._torch_dict.state_dict import group_names, refused_sums
-from jaxstate.placement import place
+from jaxstate.placement import is_parted, sharding_of
+from jaxstate.placement import place as put
+
+Place = Callable[[Any, Any], Any]
 
 
 def load_state_dict(
@@ -70,12 +76,43 @@ def load_state_dict(
     >>> jax.tree.all(jax.tree.map(lambda x, y: bool((x == y).all()), again, opt))
     True
     """
+    rest = {"optimizer": optimizer, "cast": cast, "label": label, "step": step, "params": params}
+    return moved_in(opt, osd, binding, put, is_parted, **rest)
+
+
+def moved_in(
+    opt: Any,
+    osd: Mapping[str, Any],
+    binding: Binding,
+    place: Place,
+    is_parted: Callable[[Any], bool],
+    *,
+    optimizer: Any = None,
+    cast: bool = False,
+    label: Any = None,
+    step: int | None = None,
+    params: Any = None,
+) -> Any:
+    """`load_state_dict` with the leaves of buffers made by another function.
+
+    Args:
+        place: `(leaf, template) -> leaf`, of the template's shape and dtype.
+        is_parted: whether `place` asks for this template's leaf in parts; it is given a `LazyArray` then.
+    """
     site = site_of(opt, optimizer, label, params, step or 0)
     site = replace(site, step=step)
-    return site.with_state(_loaded(site.state(), osd, binding, cast))
+    return site.with_state(_loaded(site.state(), osd, binding, cast, place, is_parted))
 
 
-def _loaded(state: State, osd: Mapping[str, Any], binding: Binding, cast: bool) -> State:
+def _loaded(
+    state: State,
+    osd: Mapping[str, Any],
+    binding: Binding,
+    cast: bool,
+    place: Place,
+    is_parted: Callable[[Any], bool],
+) -> State:
+    _check_counts(state)
     parameters = Parameters.of_state(binding, state)
     osd = with_ids(osd, [group_names(group, parameters) for group in state.param_groups])
     groups = file_groups(state, osd, parameters)
@@ -94,23 +131,40 @@ def _loaded(state: State, osd: Mapping[str, Any], binding: Binding, cast: bool) 
             f"Error(s) in loading state_dict for {state.algorithm.name}:\n\t" + "\n\t".join(problems)
         )
     pairs = zip(state.param_groups, groups, strict=True)
-    made = tuple(replace(group.loaded(state.algorithm), injected=like.injected) for like, group in pairs)
+    made = tuple(_group(like, group, state.algorithm) for like, group in pairs)
     if isinstance(entries, MemoryEntry):
         return entries.loaded(made)
-    return _filled(replace(state, param_groups=made), entries)
+    return _filled(replace(state, param_groups=made), entries, place, is_parted)
 
 
-def _filled(state: State, entries: Entries) -> State:
+def _check_counts(state: State) -> None:
+    there = sharding_of(state.step)
+    if there is not None and not (there.is_fully_addressable or there.is_fully_replicated):
+        raise OptimizerError(
+            "have the step counts whole on every process: NamedSharding(mesh, PartitionSpec()) for the "
+            f"template's step, in place of {there}"
+        )
+
+
+def _group(like: ParamGroup, group: FileGroup, algorithm: Algorithm) -> ParamGroup:
+    """The template's group with a file's options; its numbers lie where the template's lie."""
+    made, there = group.loaded(algorithm), sharding_of(jax.tree.leaves(like.numbers)[0])
+    if there is not None:
+        places = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there), made.numbers)
+        made = replace(made, numbers=jax.tree.map(lambda x, to: put(np.asarray(x), to), made.numbers, places))
+    return replace(made, injected=like.injected)
+
+
+def _filled(state: State, entries: Entries, place: Place, is_parted: Callable[[Any], bool]) -> State:
     """The state with a file's steps and buffers, each leaf placed as the template's."""
     groups = {path: group.to_torch() for path, group in state.groups.items()}
     for buffer in state.buffers:
         likes = state.buffer(buffer)
-        moved = entries.leaves(buffer, likes)
-        leaves = {
-            path: place(moved[path], like)
-            if path in moved
-            else full(like, state.algorithm.start(buffer, groups[path]))
+        moved = {path: place(leaf, likes[path]) for path, leaf in entries.each_leaf(buffer, likes, is_parted)}
+        begun = {
+            path: place(full(like, state.algorithm.start(buffer, groups[path])), like)
             for path, like in likes.items()
+            if path not in moved
         }
-        state = state.with_buffer(buffer, leaves)
-    return replace(state, step=place(np.array(list(entries.steps().values()), np.int32), state.step))
+        state = state.with_buffer(buffer, {**moved, **begun})
+    return replace(state, step=put(np.array(list(entries.steps().values()), np.int32), state.step))

@@ -4,7 +4,7 @@ Ids count the parameters group by group; within a group they follow the names of
 or else the Binding. A parameter that was never updated has no entry.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from jaxstate.binding import Binding
 from jaxstate.declared import JaxOnly
 from jaxstate.errors import OptimizerError, quoted
+from jaxstate.hosted import hosted
+from jaxstate.lazy import LazyArray, from_parts
 from jaxstate.optim._lbfgs.entry import lbfgs_entries
 from jaxstate.optim._lbfgs.state import LBFGSState
 from jaxstate.optim._nest.site import site_of
@@ -20,6 +22,7 @@ from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
 from jaxstate.optim._torch_dict.fqn import Keys, keyed
+from jaxstate.placement import fresh
 
 
 def state_dict(
@@ -32,6 +35,7 @@ def state_dict(
     keys: Keys = "id",
     step: int | None = None,
     params: Any = None,
+    lazy: bool = False,
 ) -> dict[str, Any]:
     """`torch.optim.Optimizer.state_dict`: what torch's `load_state_dict` takes, once arrays are tensors.
 
@@ -46,6 +50,8 @@ def state_dict(
             and "flat" for it with `flatten_optimizer_state_dict`.
         step: how many steps were taken, where torch writes it and the state does not count.
         params: the parameters, where `optax.flatten` makes one vector of them; they may be abstract.
+        lazy: True for LazyArrays over the state's leaves, to be saved: `js.save` makes one after the other.
+            They hold the state's arrays, and so the values that these have when they are written.
 
     Returns:
         torch's keys in torch's order; arrays are numpy's and own their memory, each its own.
@@ -68,6 +74,13 @@ def state_dict(
     site = site_of(opt, optimizer, label, params, step)
     state = site.state()
     site.check_written(state)
+    return dict_of(state, binding, param_names, keys, lazy)
+
+
+def dict_of(
+    state: State, binding: Binding, param_names: bool | None = None, keys: Keys = "id", lazy: bool = False
+) -> dict[str, Any]:
+    """The dict of a State; see `state_dict`. The leaves of its buffers may be lazy arrays."""
     parameters = Parameters.of_state(binding, state)
     steps = dict(zip(state.paths, np.asarray(state.step).tolist(), strict=True))
     _check(state, parameters, steps)
@@ -77,7 +90,8 @@ def state_dict(
     if isinstance(state, LBFGSState):
         entries = lbfgs_entries(state, binding, tuple(ids))
     else:
-        entries = _entries(state, parameters, {name: steps[parameters.paths_of[name][0]] for name in ids})
+        taken = {name: steps[parameters.paths_of[name][0]] for name in ids}
+        entries = _entries(state, parameters, taken, _as_it_is if lazy else _owned)
     osd = {
         "state": {ids[name]: entries[name] for name in ids if entries[name]},
         "param_groups": [
@@ -106,8 +120,10 @@ def group_names(group: ParamGroup, parameters: Parameters) -> tuple[str, ...]:
     return kept if kept is not None and sorted(kept) == sorted(names) else names
 
 
-def _entries(state: State, parameters: Parameters, steps: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """torch's `state[p]` by name; empty where there is none."""
+def _entries(
+    state: State, parameters: Parameters, steps: Mapping[str, int], kept: Callable[[LazyArray], Any]
+) -> dict[str, dict[str, Any]]:
+    """torch's `state[p]` by name, as `kept` makes its arrays; empty where there is none."""
     algorithm = state.algorithm
     arrays = {buffer: _arrays(state, parameters, buffer) for buffer in state.buffers}
     orders = {path: _order(state, group) for group in state.param_groups for path in group.paths}
@@ -115,7 +131,7 @@ def _entries(state: State, parameters: Parameters, steps: Mapping[str, int]) -> 
     for name in [name for name, step in steps.items() if step > 0 or algorithm.eager]:
         counted = {"step": algorithm.step(steps[name])} if algorithm.counts else {}
         buffers = [b for b in orders[parameters.paths_of[name][0]] if name in arrays[b]]
-        entries[name] = counted | {b: np.array(arrays[b][name], order="C") for b in buffers}
+        entries[name] = counted | {b: kept(arrays[b][name]) for b in buffers}
     return entries
 
 
@@ -125,12 +141,24 @@ def _order(state: State, group: ParamGroup) -> list[str]:
     return [*ordered, *(name for name in state.buffers if name not in ordered)]
 
 
-def _arrays(state: State, parameters: Parameters, buffer: str) -> dict[str, Any]:
+def _owned(array: LazyArray) -> np.ndarray:
+    return fresh(np.asarray(array))
+
+
+def _as_it_is(array: LazyArray) -> LazyArray:
+    return array
+
+
+def _arrays(state: State, parameters: Parameters, buffer: str) -> dict[str, LazyArray]:
     """torch's arrays of a buffer by name; all keys of a leaf have one where it has a shape of its own."""
-    leaves = {path: np.asarray(leaf) for path, leaf in state.buffer(buffer).items()}
+    leaves = state.buffer(buffer)
     if buffer not in state.algorithm.own:
-        return parameters.to_torch(leaves, starts(state, buffer))
-    return {name: leaves[row[0]] for name, row in parameters.paths_of.items() if row[0] in leaves}
+        return parameters.lazily_to_torch(leaves, starts(state, buffer))
+    return {name: _lazy(leaves[row[0]]) for name, row in parameters.paths_of.items() if row[0] in leaves}
+
+
+def _lazy(leaf: Any) -> LazyArray:
+    return from_parts(leaf.shape, leaf.dtype, lambda box: np.asarray(hosted(leaf)[box]))
 
 
 def _check(state: State, parameters: Parameters, steps: Mapping[str, int]) -> None:
@@ -171,8 +199,9 @@ def _uneven(parameters: Parameters, steps: Mapping[str, int]) -> Iterator[str]:
 
 def _torn(state: State, parameters: Parameters) -> Iterator[str]:
     for buffer in state.algorithm.own:
-        leaves = {path: np.asarray(leaf) for path, leaf in state.buffer(buffer).items()}
+        leaves = state.buffer(buffer)
         for name, paths in parameters.paths_of.items():
-            found = [leaves[path].tobytes() for path in paths if path in leaves]
+            several = paths if len(paths) > 1 else ()
+            found = [np.asarray(leaves[path]).tobytes() for path in several if path in leaves]
             if len(set(found)) > 1:
                 yield f'"{name}" has one {buffer} in torch, and here {quoted(paths)} have different ones'
