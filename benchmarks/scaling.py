@@ -81,7 +81,7 @@ class Asked(dict):
     total = 0
 
     def __init__(self, arrays):
-        from jaxstate.lazy import from_parts
+        from jaxstate.arrays.lazy import from_parts
 
         super().__init__(
             {k: from_parts(x.shape, x.dtype, lambda box, x=x: self.count(x[box])) for k, x in arrays.items()}

@@ -4,16 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from jaxstate.alignment import Alignment as Alignment
+from jaxstate.arrays.lazy import LazyArray as LazyArray
 from jaxstate.binding import Binding as Binding
 from jaxstate.comparison import Comparison as Comparison
 from jaxstate.convert import align as align
 from jaxstate.convert import bind as bind
 from jaxstate.convert import load_state_dict as load_state_dict
 from jaxstate.convert import state_dict as state_dict
-from jaxstate.declared import JaxOnly as JaxOnly
-from jaxstate.declared import Sum as Sum
-from jaxstate.declared import Tied as Tied
-from jaxstate.declared import TorchOnly as TorchOnly
 from jaxstate.errors import BindingError as BindingError
 from jaxstate.errors import CheckpointError as CheckpointError
 from jaxstate.errors import FileError as FileError
@@ -22,13 +19,16 @@ from jaxstate.errors import LayoutError as LayoutError
 from jaxstate.errors import OptimizerError as OptimizerError
 from jaxstate.errors import ParityError as ParityError
 from jaxstate.errors import StateDictError as StateDictError
-from jaxstate.fused import Fused as Fused
 from jaxstate.io import load as load
 from jaxstate.io import save as save
 from jaxstate.layout import Layout as Layout
-from jaxstate.lazy import LazyArray as LazyArray
-from jaxstate.padded import Padded as Padded
-from jaxstate.rule import Rule as Rule
+from jaxstate.rules.declared import JaxOnly as JaxOnly
+from jaxstate.rules.declared import Sum as Sum
+from jaxstate.rules.declared import Tied as Tied
+from jaxstate.rules.declared import TorchOnly as TorchOnly
+from jaxstate.rules.fused import Fused as Fused
+from jaxstate.rules.padded import Padded as Padded
+from jaxstate.rules.rule import Rule as Rule
 
 if TYPE_CHECKING:
     from jaxstate import averaging as averaging

@@ -19,10 +19,10 @@ import numpy as np
 
 from jaxstate import convert
 from jaxstate.adapters import adapter_of
+from jaxstate.arrays.foreign import as_numpy
+from jaxstate.arrays.placement import place
 from jaxstate.binding import Binding
 from jaxstate.errors import BindingError, OptimizerError, StateDictError
-from jaxstate.foreign import as_numpy
-from jaxstate.placement import place
 
 # (average, new value, how many models the average is of) -> the next average
 Average = Callable[[Any, Any, Any], Any]

@@ -13,24 +13,24 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
-from jaxstate.blocks import Blocks
+from jaxstate.arrays.foreign import without_tensors
+from jaxstate.arrays.lazy import Made
 from jaxstate.comparison import Comparison
-from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError, Mismatch, near_names, quoted
-from jaxstate.foreign import without_tensors
-from jaxstate.fused import Fused
-from jaxstate.fusion_hints import fusion_hints
-from jaxstate.lazy import Made
-from jaxstate.padded import Padded
 from jaxstate.renaming import Renaming
-from jaxstate.rule import Arrays, Rule
-from jaxstate.rule_json import rule_from_json, rule_to_json
-from jaxstate.running import Running
-from jaxstate.size_hints import size_hints
-from jaxstate.spectral import Spectral
+from jaxstate.rules.blocks import Blocks
+from jaxstate.rules.declared import JaxOnly, Sum, Tied, TorchOnly
+from jaxstate.rules.fused import Fused
+from jaxstate.rules.fusion_hints import fusion_hints
+from jaxstate.rules.padded import Padded
+from jaxstate.rules.rule import Arrays, Rule
+from jaxstate.rules.rule_json import rule_from_json, rule_to_json
+from jaxstate.rules.running import Running
+from jaxstate.rules.size_hints import size_hints
+from jaxstate.rules.spectral import Spectral
+from jaxstate.rules.ties import agreeing, disagreeing
 from jaxstate.table import html_table, table
 from jaxstate.template import registration_order
-from jaxstate.ties import agreeing, disagreeing
 from jaxstate.versions import versions_of
 
 COLUMNS = ("torch key", "path", "layout", "shape", "dtype")

@@ -17,13 +17,13 @@ from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import rules_of
 from jaxstate.alignment import Alignment, aligned
 from jaxstate.alignment import align as align_binding
+from jaxstate.arrays.foreign import dtype_of, without_tensors
+from jaxstate.arrays.lazy import LazyArray
+from jaxstate.arrays.placement import fresh, is_parted, narrows, placed, sharding_of
 from jaxstate.binding import AnyRule, Binding, matches
 from jaxstate.errors import BindingError, StateDictError, quoted
-from jaxstate.foreign import dtype_of, without_tensors
 from jaxstate.io import Opaque
-from jaxstate.lazy import LazyArray
 from jaxstate.original import warnings_of
-from jaxstate.placement import fresh, is_parted, narrows, placed, sharding_of
 from jaxstate.together import processes_of, together
 
 
@@ -90,7 +90,7 @@ def bind(
 
     A tree of arrays does not know its layers, so it is said.
 
-    >>> from jaxstate.rule import Rule
+    >>> from jaxstate.rules.rule import Rule
     >>> bind({"w": np.zeros((2, 3)), "b": np.zeros(3)}, rules=[Rule("weight", "w", "i o -> o i")]).shapes
     {'weight': (3, 2), 'b': (3,)}
     """
@@ -161,7 +161,7 @@ def state_dict(
         BindingError: leaves that do not fit the binding, or hold what torch has no place for.
 
     >>> import jax.numpy as jnp
-    >>> from jaxstate.rule import Rule
+    >>> from jaxstate.rules.rule import Rule
     >>> model, binding = {"w": jnp.arange(6.0).reshape(2, 3)}, Binding((Rule("weight", "w", "i o -> o i"),))
     >>> lazy = state_dict(model, binding, lazy=True)["weight"]
     >>> type(lazy).__name__, lazy.shape, bool((np.asarray(lazy) == model["w"].T).all())

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from jaxstate.binding import Binding
-from jaxstate.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.errors import BindingError, StateDictError
-from jaxstate.rule import Rule
-from jaxstate.spectral import Spectral
+from jaxstate.rules.declared import JaxOnly, Sum, Tied, TorchOnly
+from jaxstate.rules.rule import Rule
+from jaxstate.rules.spectral import Spectral
 
 RULES = (
     Rule("wte.weight", "wte.embedding", "v d -> v d"),

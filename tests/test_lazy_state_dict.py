@@ -12,9 +12,9 @@ import torch
 from flax import nnx
 
 import jaxstate as js
-from jaxstate.declared import Tied
+from jaxstate.arrays.lazy import LazyArray
 from jaxstate.errors import BindingError
-from jaxstate.lazy import LazyArray
+from jaxstate.rules.declared import Tied
 
 
 def arange(*shape, dtype="float32"):

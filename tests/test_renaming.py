@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import jaxstate as js
 from jaxstate.renaming import Renaming
-from jaxstate.spectral import Spectral
+from jaxstate.rules.spectral import Spectral
 
 RULES = (
     js.Rule("emb.weight", "emb", "v d -> v d"),

@@ -16,11 +16,11 @@ from jaxstate.adapters._merged import Merged
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Layer, Reading
 from jaxstate.adapters._said import Flattens, said_flattens
-from jaxstate.declared import Sum
 from jaxstate.errors import BindingError
 from jaxstate.layout import tokens
-from jaxstate.rule import Rule
-from jaxstate.running import Running
+from jaxstate.rules.declared import Sum
+from jaxstate.rules.rule import Rule
+from jaxstate.rules.running import Running
 
 
 def with_flattens(rules: Sequence[Any], reading: Reading, options: Options) -> list[Any]:

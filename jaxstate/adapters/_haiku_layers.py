@@ -12,11 +12,11 @@ from jaxstate.adapters import _deciding, _rules
 from jaxstate.adapters._deciding import deciding_class
 from jaxstate.adapters._haiku_trace import haiku
 from jaxstate.adapters._options import Options
-from jaxstate.blocks import Block, Blocks
-from jaxstate.declared import Sum, TorchOnly
 from jaxstate.errors import BindingError
-from jaxstate.rule import Rule
-from jaxstate.running import MANY, Running
+from jaxstate.rules.blocks import Block, Blocks
+from jaxstate.rules.declared import Sum, TorchOnly
+from jaxstate.rules.rule import Rule
+from jaxstate.rules.running import MANY, Running
 
 Shapes = Mapping[str, tuple[int, ...]]
 Rules = list[Any]

@@ -27,7 +27,7 @@ from jaxstate.adapters._options import Options
 from jaxstate.adapters._reading import Key, Layer, Leaf, Reading
 from jaxstate.binding import matches
 from jaxstate.errors import BindingError
-from jaxstate.rule import Rule
+from jaxstate.rules.rule import Rule
 from jaxstate.settings import settings_of
 
 

@@ -12,12 +12,12 @@ from typing import Any
 from flax import linen as nn
 
 from jaxstate.adapters._linen_trace import Path, Shape, Variable
-from jaxstate.declared import JaxOnly, Sum
 from jaxstate.errors import BindingError
-from jaxstate.fused import Fused
-from jaxstate.padded import Padded
-from jaxstate.rule import Rule
-from jaxstate.spectral import Spectral
+from jaxstate.rules.declared import JaxOnly, Sum
+from jaxstate.rules.fused import Fused
+from jaxstate.rules.padded import Padded
+from jaxstate.rules.rule import Rule
+from jaxstate.rules.spectral import Spectral
 
 # What Flax itself puts on a module, beside the fields and attributes that users name.
 _OWN = ("parent", "name", "scope", "_parent_ref", "_state", "_id", "_compact_name_scope_modules")

@@ -11,18 +11,18 @@ from typing import Any
 
 from jaxstate.adapters._options import Options
 from jaxstate.adapters._stacks import Stacks, find_stacks
-from jaxstate.apart import apart
 from jaxstate.binding import AnyRule, matches
-from jaxstate.blocks import Blocks
-from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import BindingError
-from jaxstate.fused import Fused
 from jaxstate.layout import Layout
-from jaxstate.padded import Padded
-from jaxstate.rule import Rule
-from jaxstate.running import Running
+from jaxstate.rules.apart import apart
+from jaxstate.rules.blocks import Blocks
+from jaxstate.rules.declared import JaxOnly, Sum, Tied
+from jaxstate.rules.fused import Fused
+from jaxstate.rules.padded import Padded
+from jaxstate.rules.rule import Rule
+from jaxstate.rules.running import Running
+from jaxstate.rules.spectral import Spectral
 from jaxstate.settings import Settings
-from jaxstate.spectral import Spectral
 
 Key = tuple[str, ...]
 Shapes = Mapping[str, tuple[int, ...]]

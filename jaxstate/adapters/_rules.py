@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.declared import Sum, TorchOnly
 from jaxstate.errors import BindingError
-from jaxstate.rule import Rule
+from jaxstate.rules.declared import Sum, TorchOnly
+from jaxstate.rules.rule import Rule
 
 Shapes = Mapping[str, tuple[int, ...]]
 Rules = list[Any]

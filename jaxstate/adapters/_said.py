@@ -9,10 +9,10 @@ from typing import Any
 
 from jaxstate.adapters._merged import Merged
 from jaxstate.adapters._reading import Layer, Reading
-from jaxstate.declared import Sum
 from jaxstate.errors import BindingError, near_names
-from jaxstate.rule import Rule
-from jaxstate.running import Running
+from jaxstate.rules.declared import Sum
+from jaxstate.rules.rule import Rule
+from jaxstate.rules.running import Running
 
 Flattens = Mapping[str, Mapping[int, Merged]]  # by leaf, by dimension
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from jaxstate.errors import BindingError
 from jaxstate.layout import Layout
-from jaxstate.rule import Rule
-from jaxstate.spectral import Spectral
+from jaxstate.rules.rule import Rule
+from jaxstate.rules.spectral import Spectral
 
 Rules = Sequence[Any]
 

@@ -18,8 +18,8 @@ from jaxstate.alignment._tree import Shape, split, tree
 from jaxstate.alignment._words import excluded, family, numbers
 from jaxstate.binding import Binding, array_shape, is_ordered
 from jaxstate.comparison import Comparison
-from jaxstate.declared import Tied, TorchOnly
 from jaxstate.errors import StateDictError, quoted
+from jaxstate.rules.declared import Tied, TorchOnly
 from jaxstate.table import html_table, table
 
 COLUMNS = ("model", "file", "shape", "evidence")
@@ -103,7 +103,7 @@ def align(binding: Binding, state_dict: Mapping[str, Any]) -> Alignment:
         state_dict: the file's arrays; of a safetensors file, whose order tells nothing, names alone.
 
     >>> import numpy as np
-    >>> from jaxstate.rule import Rule
+    >>> from jaxstate.rules.rule import Rule
     >>> rules = [Rule(f"layers_{n}.q.weight", f"{n}", "i o -> o i", shape=(2, 2)) for n in range(2)]
     >>> file = {f"h.{n}.attn.query.weight": np.zeros((2, 2)) for n in range(2)}
     >>> align(Binding(rules), file).rename

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.differences import Difference, difference
 from jaxstate.commands import _screen
 from jaxstate.commands._entries import entries, is_array
 from jaxstate.commands._source import opened
-from jaxstate.differences import Difference, difference
 from jaxstate.io import Raw
 
 HEAD = ("path", "what", "max abs", "max rel", "ulps", "where")

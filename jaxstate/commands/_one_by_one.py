@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.lazy import LazyArray, from_parts
 from jaxstate.errors import FileError
-from jaxstate.lazy import LazyArray, from_parts
 
 Array = np.ndarray | LazyArray
 

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import track
 
 import jaxstate as js
-from jaxstate.declared import same_bits
 from jaxstate.demo import net as recipe
 from jaxstate.display import binding_table, losses_table, optimizer_table, state_dict_table
+from jaxstate.rules.declared import same_bits
 from jaxstate.tree import flat
 
 CHECKPOINT = Path(__file__).with_name("net.pt")

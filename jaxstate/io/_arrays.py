@@ -1,7 +1,7 @@
 """Whatever holds numbers, seen as one thing on its way into a file: numpy, JAX, torch, or bytes kept raw.
 
-Anything else with `shape`, `dtype` and `__array__` is a lazy array (`jaxstate/lazy.py`): its values are asked
-for once, when they are written, and dropped. So are those of arrays on an accelerator.
+Anything else with `shape`, `dtype` and `__array__` is a lazy array (`jaxstate/arrays/lazy.py`): its values
+are asked for once, when they are written, and dropped. So are those of arrays on an accelerator.
 
 JAX and torch are never imported here: an object of theirs can only exist where they are loaded already.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from jaxstate.arrays.lazy import LazyArray
 from jaxstate.errors import FileError
-from jaxstate.lazy import LazyArray
 
 from ._dtypes import BY_NUMPY, BY_TORCH, Dtype
 from ._records import Global, Opaque, Raw

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.lazy import Box, LazyArray, from_parts
 from jaxstate.errors import FileError
-from jaxstate.lazy import Box, LazyArray, from_parts
 
 from ._dcp_metadata import Contents, Piece, Span, Tensor
 from ._dcp_reader import chunk_of, contents_of, entry_of, explained, files_in, spans_of

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.lazy import LazyArray
 from jaxstate.errors import FileError
-from jaxstate.lazy import LazyArray
 
 from . import _torch_reader, _zip
 from ._archive import opened

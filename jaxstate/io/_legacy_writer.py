@@ -8,8 +8,8 @@ import struct
 import sys
 from typing import BinaryIO, NamedTuple
 
+from jaxstate.arrays.tiles import pieces
 from jaxstate.errors import FileError
-from jaxstate.tiles import pieces
 
 from ._arrays import Leaf
 from ._dtypes import storage_itemsize

@@ -12,8 +12,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from jaxstate.arrays.tiles import pieces
 from jaxstate.errors import FileError
-from jaxstate.tiles import pieces
 
 from ._arrays import Leaf, at, leaf
 from ._recognise import MAX_HEADER

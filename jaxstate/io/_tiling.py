@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxstate.arrays.lazy import Box, LazyArray, from_parts
 from jaxstate.errors import FileError
-from jaxstate.lazy import Box, LazyArray, from_parts
 
 MAX_CORNERS = 1 << 22
 

@@ -12,7 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from jaxstate.tiles import PIECE, pieces
+from jaxstate.arrays.tiles import PIECE, pieces
 
 ALIGNMENT = 64
 _MAX32, _MAX16 = 0xFFFFFFFF, 0xFFFF

@@ -12,12 +12,12 @@ import jax
 import optax
 
 from jaxstate.binding import Binding
-from jaxstate.declared import JaxOnly
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._gradient import check_gradient
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._torch_dict.state_dict import refused_sums
+from jaxstate.rules.declared import JaxOnly
 
 NO_PARAMETERS = "torch's optimizers read the parameters: update(grads, state, params)"
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
-from jaxstate.padded import Padded
+from jaxstate.rules.padded import Padded
 
 
 def refused_here(state: State, parameters: Parameters) -> Iterator[str]:

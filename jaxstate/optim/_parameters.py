@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jaxstate.apart import Bijection, apart
+from jaxstate.arrays.lazy import Made
 from jaxstate.binding import AnyRule, Binding
-from jaxstate.blocks import Blocks
-from jaxstate.declared import JaxOnly, Sum, Tied
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.lazy import Made
 from jaxstate.optim._state import State
-from jaxstate.padded import Padded
-from jaxstate.rule import Entry, Rule
+from jaxstate.rules.apart import Bijection, apart
+from jaxstate.rules.blocks import Blocks
+from jaxstate.rules.declared import JaxOnly, Sum, Tied
+from jaxstate.rules.padded import Padded
+from jaxstate.rules.rule import Entry, Rule
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxstate.arrays.placement import place
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._algorithm import Algorithm, is_numeric
 from jaxstate.optim._nest.flax_states import closed, opened
 from jaxstate.optim._nest.nest import Part, check_labels, names_of, parts_of, with_parts
 from jaxstate.optim._param_groups import ParamGroup
-from jaxstate.placement import place
 
 
 @jax.tree_util.register_static

@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax.training.dynamic_scale import DynamicScale
 
+from jaxstate.arrays.foreign import as_array
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.foreign import as_array
 
 _KEYS = ("scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker")
 # Flax's own floor, far below any scale that is of use.

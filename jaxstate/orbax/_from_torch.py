@@ -17,17 +17,17 @@ import jax
 import numpy as np
 
 from jaxstate.adapters import adapter_of
+from jaxstate.arrays.lazy import Box
+from jaxstate.arrays.placement import ALIGNMENT
+from jaxstate.arrays.tiles import fill
 from jaxstate.binding import Binding
 from jaxstate.convert import bind, moved_in
 from jaxstate.errors import CheckpointError, FileError
 from jaxstate.io._shards import size_in_bytes
-from jaxstate.lazy import Box
 from jaxstate.optim._torch_dict.load_state_dict import moved_in as load_moments
 from jaxstate.orbax._engine import write
 from jaxstate.orbax._items import optimizer_leaves
 from jaxstate.orbax._save import Training, new, prepared, whole
-from jaxstate.placement import ALIGNMENT
-from jaxstate.tiles import fill
 
 
 def from_torch(

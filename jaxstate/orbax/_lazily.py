@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstate.arrays.lazy import Box, LazyArray, from_parts
 from jaxstate.errors import CheckpointError
-from jaxstate.lazy import Box, LazyArray, from_parts
 from jaxstate.orbax._digests import Region, checksum
 from jaxstate.orbax._engine import read_region
 from jaxstate.orbax._leaves import NUMBERS, Leaf, unstored

@@ -12,8 +12,8 @@ import ml_dtypes  # noqa: F401  (teaches numpy the names "bfloat16", "float8_e4m
 import numpy as np
 from jax.sharding import NamedSharding, Sharding
 
+from jaxstate.arrays.placement import concrete
 from jaxstate.errors import CheckpointError
-from jaxstate.placement import concrete
 
 BYTES = ("uint2", "uint4", "float6_e2m3fn", "float6_e3m2fn", "float8_e4m3")
 NUMBERS: Mapping[str, type] = {"bool": bool, "int": int, "float": float, "complex": complex}

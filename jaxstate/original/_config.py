@@ -12,8 +12,8 @@ from math import isclose
 from typing import Any
 
 from jaxstate.binding import Binding
-from jaxstate.declared import Tied
 from jaxstate.original._layers import Known
+from jaxstate.rules.declared import Tied
 from jaxstate.settings import Setting, gelu_named, shown
 
 

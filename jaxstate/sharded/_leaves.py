@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstate.arrays.lazy import Box, LazyArray, from_parts
 from jaxstate.errors import BindingError
-from jaxstate.lazy import Box, LazyArray, from_parts
 
 Region = tuple[tuple[int, int], ...]
 """Where a part starts and stops, along each axis."""

@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.apart import Bijection
+from jaxstate.arrays.lazy import LazyArray
 from jaxstate.errors import FileError, OptimizerError
 from jaxstate.io._nesting import EMPTY, Path, flat
-from jaxstate.lazy import LazyArray
 from jaxstate.optim._nest.site import site_of
 from jaxstate.optim._parameters import Itself, Parameters
 from jaxstate.optim._state import State
 from jaxstate.optim._torch_dict.state_dict import dict_of
+from jaxstate.rules.apart import Bijection
 from jaxstate.sharded._leaves import gathered, own, shards
 from jaxstate.sharded._plan import Plan, chunks_of
 

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxstate.adapters import adapter_of
-from jaxstate.apart import Bijection
 from jaxstate.binding import Binding
 from jaxstate.convert import fitting
-from jaxstate.declared import Tied
 from jaxstate.errors import BindingError
 from jaxstate.io._nesting import Path
+from jaxstate.rules.apart import Bijection
+from jaxstate.rules.declared import Tied
 from jaxstate.sharded._leaves import gathered, own, shards
 
 MAX_CHUNKS = 256  # that one shard may fall into on torch's side

@@ -16,12 +16,12 @@ from typing import Any, Literal
 import jax
 import numpy as np
 
+from jaxstate.arrays.lazy import LazyArray
 from jaxstate.binding import Binding
 from jaxstate.errors import BindingError, FileError
 from jaxstate.io._dcp_parts import Part, write_index, write_parts
 from jaxstate.io._files import save as save_file
 from jaxstate.io._shards import INDEX, index_content
-from jaxstate.lazy import LazyArray
 from jaxstate.sharded._optimizer import with_optimizer
 from jaxstate.sharded._plan import Plan, check_values, plan_of
 from jaxstate.together import alike, exchanged, together
@@ -68,7 +68,7 @@ def save(
             removed.
 
     >>> import tempfile, jaxstate as js
-    >>> from jaxstate.rule import Rule
+    >>> from jaxstate.rules.rule import Rule
     >>> folder, binding = tempfile.mkdtemp() + "/net", Binding((Rule("fc.weight", "w", "i o -> o i"),))
     >>> save({"w": np.arange(6.0).reshape(3, 2)}, folder, binding)
     >>> js.load(folder)["fc.weight"].tolist()

@@ -9,7 +9,7 @@ import jax.core
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstate.foreign import as_array
+from jaxstate.arrays.foreign import as_array
 from jaxstate.tree import flat
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.foreign import as_numpy
+from jaxstate.arrays.foreign import as_numpy
 from jaxstate.testing._align import best_match
 from jaxstate.testing._attention import FAR, HIDDEN, Arrays, Attention, Recorded, attended, fits
 from jaxstate.testing._calls import Call

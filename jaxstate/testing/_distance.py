@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.differences import is_real_float, steps
-from jaxstate.foreign import as_numpy
+from jaxstate.arrays.differences import is_real_float, steps
+from jaxstate.arrays.foreign import as_numpy
 
 
 @dataclass(frozen=True)

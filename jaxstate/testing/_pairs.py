@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.apart import apart
 from jaxstate.binding import Binding
-from jaxstate.declared import Sum, Tied
-from jaxstate.rule import Rule
+from jaxstate.rules.apart import apart
+from jaxstate.rules.declared import Sum, Tied
+from jaxstate.rules.rule import Rule
 from jaxstate.testing._calls import Module
 
 

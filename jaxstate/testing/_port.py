@@ -15,10 +15,10 @@ import numpy as np
 from flax import linen, nnx
 
 from jaxstate.adapters import _equinox
+from jaxstate.arrays.foreign import as_array
 from jaxstate.binding import Binding
 from jaxstate.convert import bind, state_dict
 from jaxstate.errors import LayoutError, ParityError
-from jaxstate.foreign import as_array
 from jaxstate.layout import Layout
 from jaxstate.testing import _equinox_side, _haiku_side, _linen_side, _nnx_side, _plain_side
 from jaxstate.testing._calls import Module

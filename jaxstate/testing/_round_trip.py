@@ -8,9 +8,9 @@ import numpy as np
 from jaxstate.adapters import adapter_of
 from jaxstate.binding import Binding
 from jaxstate.convert import bind, load_state_dict, state_dict
-from jaxstate.declared import same_bits
 from jaxstate.errors import ParityError
-from jaxstate.rule import Rule
+from jaxstate.rules.declared import same_bits
+from jaxstate.rules.rule import Rule
 
 
 def assert_round_trip(model: Any, binding: Binding | None = None) -> None:

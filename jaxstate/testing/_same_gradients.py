@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.adapters import adapter_of
+from jaxstate.arrays.foreign import as_numpy
 from jaxstate.binding import Binding
-from jaxstate.declared import Sum
 from jaxstate.errors import ParityError
-from jaxstate.foreign import as_numpy
-from jaxstate.padded import Padded
+from jaxstate.rules.declared import Sum
+from jaxstate.rules.padded import Padded
 from jaxstate.testing._arrays import named_live
 from jaxstate.testing._distance import distance, scale
 from jaxstate.testing._port import Layouts, Port

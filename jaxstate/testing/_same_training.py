@@ -9,10 +9,10 @@ import numpy as np
 import optax
 
 from jaxstate import optim
+from jaxstate.arrays.foreign import as_array
 from jaxstate.binding import Binding, matches
 from jaxstate.convert import state_dict
 from jaxstate.errors import ParityError
-from jaxstate.foreign import as_array
 from jaxstate.testing._distance import scale
 from jaxstate.testing._port import Layouts, Port
 from jaxstate.testing._torch_side import as_tensors, entries_of

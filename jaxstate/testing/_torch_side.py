@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.foreign import as_array, as_numpy
 from jaxstate.errors import ParityError
-from jaxstate.foreign import as_array, as_numpy
 from jaxstate.testing._arrays import named_arrays
 from jaxstate.testing._calls import Call
 

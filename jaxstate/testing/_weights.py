@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.declared import Sum
+from jaxstate.rules.declared import Sum
 from jaxstate.testing._experiments import Suspicion, with_entries
 from jaxstate.testing._layers import Layer, Run
 from jaxstate.testing._torch_side import called_again

@@ -14,8 +14,9 @@ from _nnx_oracle import built, rngs
 from flax import nnx
 
 import jaxstate as js
-from jaxstate import layout, rule
+from jaxstate import layout
 from jaxstate.adapters import _nnx
+from jaxstate.rules import rule
 
 
 class Block(nnx.Module):

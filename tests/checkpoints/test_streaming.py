@@ -14,8 +14,8 @@ from orbax.checkpoint import v1 as ocp
 from safetensors.numpy import load_file
 
 import jaxstate as js
+from jaxstate.arrays.lazy import LazyArray
 from jaxstate.errors import CheckpointError, StateDictError
-from jaxstate.lazy import LazyArray
 from jaxstate.tree import flat
 
 BINDING = js.Binding(

@@ -14,9 +14,9 @@ import torch
 from flax import nnx
 
 import jaxstate as js
+from jaxstate.arrays.lazy import LazyArray
 from jaxstate.commands import main
 from jaxstate.errors import CheckpointError, OptimizerError
-from jaxstate.lazy import LazyArray
 
 
 class Net(nnx.Module):

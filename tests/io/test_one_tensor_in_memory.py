@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from jaxstate.arrays.lazy import LazyArray
 from jaxstate.errors import FileError
 from jaxstate.io import load, save
-from jaxstate.lazy import LazyArray
 
 FORMATS = {
     "pt": {"format": "pt"},

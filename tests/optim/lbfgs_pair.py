@@ -15,10 +15,10 @@ import optax
 import torch
 
 from jaxstate.binding import Binding
-from jaxstate.declared import Tied
 from jaxstate.optim import lbfgs, load_state_dict, state_dict
 from jaxstate.optim._paths import leaf_paths
-from jaxstate.rule import Rule
+from jaxstate.rules.declared import Tied
+from jaxstate.rules.rule import Rule
 
 # Transposed and merged layouts, stacked layers, a tied key, and paths that sort otherwise than keys.
 LAYERS = Binding(

@@ -15,10 +15,10 @@ import optax
 import torch
 
 from jaxstate.binding import Binding
-from jaxstate.declared import Tied, TorchOnly
 from jaxstate.optim import load_state_dict, sgd, state_dict
 from jaxstate.optim._paths import leaf_paths
-from jaxstate.rule import Rule
+from jaxstate.rules.declared import Tied, TorchOnly
+from jaxstate.rules.rule import Rule
 
 # Shapes that all differ: a layout that is wrong does not fit.
 DIFFERENT = Binding(

@@ -16,9 +16,9 @@ from torch.distributed.checkpoint.state_dict import (  # noqa: E402
 )
 
 from jaxstate.binding import Binding, Rule  # noqa: E402
-from jaxstate.declared import Tied  # noqa: E402
 from jaxstate.errors import OptimizerError  # noqa: E402
 from jaxstate.optim import adamw, load_state_dict, sgd, state_dict  # noqa: E402
+from jaxstate.rules.declared import Tied  # noqa: E402
 
 SHAPES = {"z.weight": (4, 3), "z.bias": (4,), "a.0.weight": (2, 4), "a.0.bias": (2,), "head.weight": (2, 4)}
 BINDING = Binding(

@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 from lbfgs_pair import LAYERS, LBFGSPair  # noqa: E402
 
 from jaxstate.binding import Binding  # noqa: E402
-from jaxstate.declared import JaxOnly  # noqa: E402
 from jaxstate.errors import OptimizerError  # noqa: E402
 from jaxstate.optim import adam, lbfgs, load_state_dict, set_hyperparameters, sgd, state_dict  # noqa: E402
-from jaxstate.rule import Rule  # noqa: E402
+from jaxstate.rules.declared import JaxOnly  # noqa: E402
+from jaxstate.rules.rule import Rule  # noqa: E402
 
 PARAMS = {"w": jnp.ones(3)}
 CLOSURE = jax.value_and_grad(lambda params: jnp.sum(params["w"] ** 2))

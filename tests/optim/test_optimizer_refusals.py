@@ -10,9 +10,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from jaxstate.binding import Binding, Rule  # noqa: E402
-from jaxstate.declared import JaxOnly, Sum  # noqa: E402
 from jaxstate.errors import OptimizerError  # noqa: E402
 from jaxstate.optim import adam, adamw, load_state_dict, sgd, state_dict  # noqa: E402
+from jaxstate.rules.declared import JaxOnly, Sum  # noqa: E402
 
 BINDING = Binding(
     (

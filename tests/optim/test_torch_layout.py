@@ -15,7 +15,6 @@ from optimizer_pair import as_tensors  # noqa: E402
 from test_optimizer_state_dict import typed  # noqa: E402
 
 from jaxstate.binding import Binding, Rule  # noqa: E402
-from jaxstate.declared import JaxOnly, Sum  # noqa: E402
 from jaxstate.errors import OptimizerError  # noqa: E402
 from jaxstate.optim import (  # noqa: E402
     adafactor,
@@ -27,6 +26,7 @@ from jaxstate.optim import (  # noqa: E402
     state_dict,
 )
 from jaxstate.optim._torch_dict.groups_json import groups_from_json, groups_to_json  # noqa: E402
+from jaxstate.rules.declared import JaxOnly, Sum  # noqa: E402
 
 QKV = Rule("qkv.weight", "{x}.kernel", "i o -> (x o) i", x=("q", "k", "v"), shape=(4, 2))
 CONV = Rule("conv.weight", "conv.kernel", "h w i o -> o i h w", shape=(2, 3, 4, 5))

@@ -17,8 +17,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import jaxstate as js
+from jaxstate.arrays.lazy import LazyArray, from_parts
 from jaxstate.errors import OptimizerError
-from jaxstate.lazy import LazyArray, from_parts
 from jaxstate.sharded import _leaves
 
 BINDING = js.Binding(

@@ -6,7 +6,7 @@ from flax import nnx
 from twins import TWINS, make
 
 import jaxstate as js
-from jaxstate.rule import Rule
+from jaxstate.rules.rule import Rule
 from jaxstate.testing import assert_round_trip
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstate.arrays.foreign import as_array
+from jaxstate.arrays.placement import narrows, place
 from jaxstate.binding import Binding
 from jaxstate.errors import quoted
-from jaxstate.foreign import as_array
 from jaxstate.optim._double import Double, split
 from jaxstate.optim._lbfgs.entry import COUNTS, KEPT
 from jaxstate.optim._lbfgs.flat import Flat
 from jaxstate.optim._lbfgs.line import Kind
 from jaxstate.optim._lbfgs.state import LBFGSState
 from jaxstate.optim._param_groups import ParamGroup
-from jaxstate.placement import narrows, place
 
 VECTORS, RINGS, LISTS = ("d", "prev_flat_grad"), ("old_dirs", "old_stps"), ("old_dirs", "old_stps", "ro")
 

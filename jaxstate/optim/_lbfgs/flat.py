@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxstate.apart import Bijection
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._parameters import Parameters
+from jaxstate.rules.apart import Bijection
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Flat:
         binding: tells torch's names and layouts; without one each leaf is its own piece as it is.
         names: the pieces of the vector, in order: torch's names, or paths where there is no binding.
 
-    >>> from jaxstate.rule import Rule
+    >>> from jaxstate.rules.rule import Rule
     >>> flat = Flat.of(("w",), ((2, 3),), Binding((Rule("fc.weight", "w", "i o -> o i"),)))
     >>> flat.vector([np.arange(6).reshape(2, 3)])
     array([0, 3, 1, 4, 2, 5])

@@ -14,9 +14,9 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import KeyPath
 
+from jaxstate.arrays.placement import place
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._nest.nest import at, children, field, fields_of, name_of, where
-from jaxstate.placement import place
 
 MULTI_STEPS = frozenset({"mini_step", "gradient_step", "inner_opt_state", "acc_grads", "skip_state"})
 CONDITIONAL = frozenset({"inner_state", "step"})

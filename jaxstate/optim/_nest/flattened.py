@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxstate.arrays.placement import place
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._state import State
-from jaxstate.placement import place
 
 
 def unflattened(state: State, params: Any) -> State:

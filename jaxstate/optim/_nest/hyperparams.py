@@ -13,12 +13,12 @@ import numpy as np
 from jax.core import Tracer
 from jax.tree_util import KeyPath
 
+from jaxstate.arrays.placement import place
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._nest.nest import Part, at, field, fields_of, where, with_fields, with_parts
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._state import State
-from jaxstate.placement import place
 
 # torch's key of a hyper-parameter that optax calls otherwise, with its place where torch has a pair.
 KEYS: Mapping[str, tuple[str, int | None]] = {

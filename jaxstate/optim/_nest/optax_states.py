@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.tree_util import GetAttrKey
 
+from jaxstate.arrays.placement import place
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._nest.counts import step_beside
 from jaxstate.optim._nest.nest import Part, field, fields_of, parts_of, where, with_fields
@@ -22,7 +23,6 @@ from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._scheduled import is_scheduled, state_at
 from jaxstate.optim._state import State, find_state, is_state
-from jaxstate.placement import place
 
 
 def optax_parts(tree: Any, optimizer: Any, label: Any = None) -> list[Part]:

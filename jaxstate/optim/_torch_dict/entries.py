@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.foreign import as_array
+from jaxstate.arrays.lazy import LazyArray
+from jaxstate.arrays.placement import narrows
 from jaxstate.errors import quoted
-from jaxstate.foreign import as_array
-from jaxstate.lazy import LazyArray
 from jaxstate.optim._padding import refused_there, starts
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
-from jaxstate.placement import narrows
 
 # JAX counts in int32.
 LAST_STEP = 2**31 - 1

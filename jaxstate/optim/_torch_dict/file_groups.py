@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.foreign import as_array
 from jaxstate.errors import OptimizerError, near_names, quoted
-from jaxstate.foreign import as_array
 from jaxstate.optim._algorithm import Algorithm, is_numeric
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters

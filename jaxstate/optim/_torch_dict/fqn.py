@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxstate.arrays.foreign import as_array
 from jaxstate.errors import OptimizerError, near_names, quoted
-from jaxstate.foreign import as_array
 
 Keys = Literal["id", "fqn", "flat"]
 

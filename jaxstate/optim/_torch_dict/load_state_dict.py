@@ -12,6 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstate.arrays.placement import is_parted, sharding_of
+from jaxstate.arrays.placement import place as put
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm
@@ -26,8 +28,6 @@ from jaxstate.optim._torch_dict.entries import Entries
 from jaxstate.optim._torch_dict.file_groups import FileGroup, file_groups
 from jaxstate.optim._torch_dict.fqn import with_ids
 from jaxstate.optim._torch_dict.state_dict import group_names, refused_sums
-from jaxstate.placement import is_parted, sharding_of
-from jaxstate.placement import place as put
 
 Place = Callable[[Any, Any], Any]
 

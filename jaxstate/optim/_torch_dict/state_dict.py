@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.hosted import hosted
+from jaxstate.arrays.lazy import LazyArray, from_parts
+from jaxstate.arrays.placement import fresh
 from jaxstate.binding import Binding
-from jaxstate.declared import JaxOnly
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.hosted import hosted
-from jaxstate.lazy import LazyArray, from_parts
 from jaxstate.optim._lbfgs.entry import lbfgs_entries
 from jaxstate.optim._lbfgs.state import LBFGSState
 from jaxstate.optim._nest.site import site_of
@@ -22,7 +22,7 @@ from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
 from jaxstate.optim._torch_dict.fqn import Keys, keyed
-from jaxstate.placement import fresh
+from jaxstate.rules.declared import JaxOnly
 
 
 def state_dict(

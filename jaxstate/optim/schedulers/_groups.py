@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
+from jaxstate.arrays.foreign import as_array
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.foreign import as_array
 from jaxstate.optim._param_groups import ParamGroup, Verbatim
 from jaxstate.optim._state import find_state, replace_state, set_hyperparameters
 
