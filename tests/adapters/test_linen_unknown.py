@@ -130,7 +130,12 @@ REFUSED = {
     "LayerNorm": (nn.LayerNorm(feature_axes=(1, 2, 3)), (image,), {}, "three or more feature axes"),
     "BatchNorm": (nn.BatchNorm(True, axis=(1, 2)), (image,), {}, "over several axes"),
     "magnitudes": (nn.WeightNorm(nn.Dense(4), use_scale=False), (vector,), {}, "use_scale=False"),
-    "feature_axes": (nn.WeightNorm(nn.Dense(4), feature_axes=0), (vector,), {}, "scales the first axis"),
+    "feature_axes": (
+        nn.WeightNorm(nn.Conv(4, (3, 3)), feature_axes=(0, 1)),
+        (image,),
+        {},
+        "scales one dimension of its weight",
+    ),
     "WeightNorm": (nn.WeightNorm(Two()), (vector,), {}, "around a Two, which is no layer that is known"),
     "packed": (
         nn.MultiHeadAttention(2, normalize_qk=True),
