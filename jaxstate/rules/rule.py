@@ -378,6 +378,11 @@ def _lazy(
     shape = [prod(sizes[axis] for axis in dim) for dim in layout.left[len(index) :]]
     here, dtype = tuple(slice(i, i + 1) for i in index), dtype_of_stack(stack)
 
+    is_view = not index and all(len(dim) < 2 for dim in layout.left)
+    if is_view and isinstance(alone := stack.get(()), np.ndarray):
+        view = layout.inverse(alone)
+        return LazyArray(tuple(shape), dtype, lambda: view, view.__getitem__, tied=True)
+
     def read(box: Box) -> np.ndarray:
         found = part(layout, sizes, stack, (*here, *box))
         return found[(0,) * len(here)].astype(dtype, copy=False)
@@ -385,9 +390,6 @@ def _lazy(
     def write(out: np.ndarray, box: Box) -> None:
         into(out[(*(None for _ in here), ...)], layout, sizes, stack, (*here, *box))
 
-    is_view = not index and all(len(dim) < 2 for dim in layout.left)
-    if is_view and isinstance(alone := stack.get(()), np.ndarray):
-        return LazyArray(tuple(shape), dtype, lambda: layout.inverse(alone), read, True, write)
     return from_parts(tuple(shape), dtype, read, tied=True, write=write)
 
 
