@@ -12,8 +12,15 @@ def in_torchs_calls(theirs: Sequence[Call], ours: Sequence[Call]) -> list[Call]:
     """JAX's calls of one module; where several are one of torch's, they are stacked along a first axis.
 
     torch's LSTM reads all of a sequence, and JAX's cell one step of it; a batch may be mapped likewise.
+    A module that torch does not call, as an embedding that has another name there, has JAX's calls alone.
+
+    >>> called = [Call("embed", "Embed", number, {}, {}) for number in range(2)]
+    >>> in_torchs_calls([], called) == called
+    True
     """
-    count, rest = divmod(len(ours), max(len(theirs), 1))
+    if not theirs:
+        return list(ours)
+    count, rest = divmod(len(ours), len(theirs))
     if rest or count < 2 or not _rank(ours[0]) < _rank(theirs[0]):
         return list(ours)
     groups = [ours[start : start + count] for start in range(0, len(ours), count)]
