@@ -90,7 +90,11 @@ def _over(view: Any, device: Any, dtype: np.dtype) -> jax.Array:
 @partial(jax.jit, static_argnums=1)  # compiled once for each turn, shape and dtype
 def _turned(lying: jax.Array, turn: Turn) -> jax.Array:
     # Not donated: an array cannot be transposed in its own memory, and XLA would copy it first.
-    return jax.lax.rev(lying.transpose(turn.axes), turn.backwards)
+    if not lying.dtype.name.startswith("float8"):
+        return jax.lax.rev(lying.transpose(turn.axes), turn.backwards)
+    # As bytes: XLA on the CPU may move these as float16, which forgets the sign of what is no number.
+    turned = _turned(jax.lax.bitcast_convert_type(lying, "uint8"), turn)
+    return jax.lax.bitcast_convert_type(turned, lying.dtype)
 
 
 def _read(view: Any) -> None:

@@ -80,7 +80,7 @@ MISTAKES = {
     "no mask": (dict(mask=lambda m: None), '"attn"', "attends to everything"),
     "heads": (dict(heads=4), '"attn"', "num_heads 4, and torch 2"),
     "gelu": (dict(gelu=jax.nn.gelu), '"down"', "gelu, approximated by tanh"),
-    "residual": (dict(add=lambda x, y: y), '"norm2"', "operand of torch's add"),
+    "residual": (dict(add=lambda x, y: y), '"norm2"', 'JAX reads what "attn" returns, and torch what'),
 }
 
 
