@@ -134,11 +134,17 @@ def _family(dtype: str) -> str:
 
 
 def _check_kinds(path: Path, arrays: Mapping[Any, Any], leaves: Mapping[Any, Leaf]) -> None:
-    strange = [
-        name for name, x in arrays.items() if not hasattr(x, "shape") or kind_of(x) != leaves[name].stored
+    found = {name: kind_of(x) if hasattr(x, "shape") else type(x).__name__ for name, x in arrays.items()}
+    lines = [
+        f"{_listed([name])} is {kind}, and {leaves[name].stored} was saved"
+        for name, kind in found.items()
+        if kind != leaves[name].stored
     ]
-    if strange:
-        raise CheckpointError(f"{path}: Orbax has read something else for {_listed(strange)}")
+    if lines:
+        raise CheckpointError(
+            f"{path} holds other arrays than its record says:\n\t" + "\n\t".join(lines) + "\n"
+            "restore another step, or a copy of this one"
+        )
 
 
 def _check_whole(

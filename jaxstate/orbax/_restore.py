@@ -127,8 +127,13 @@ def _asked(
 ) -> _Asked:
     record, held = Record.from_json(meta, path), _held(meta, path)
     templates = _templates(record, *given)
-    if templates and (sharding is not None or at is not None):
-        raise CheckpointError("sharding= is for leaves without templates, and at= for other programs' files")
+    if at is not None:
+        raise CheckpointError(f"{path} was written by jaxstate, and at= is for other programs' checkpoints")
+    if templates and sharding is not None:
+        raise CheckpointError(
+            "sharding= is for leaves without templates; give the templates' leaves the sharding that they "
+            "are to have, or pass none"
+        )
     _check(record, templates, cast)
     places = {item: {p: place_of(leaf) for p, leaf in row.items()} for item, row in templates.items()} or {
         item: {p: None if item == "random" else _place(p, leaf, sharding) for p, leaf in row.items()}

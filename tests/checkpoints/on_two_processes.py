@@ -1,6 +1,8 @@
 """One of two processes, of two devices each. `python on_two_processes.py FOLDER PORT INDEX`."""
 
+import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -37,6 +39,15 @@ def check(found, expected):
         assert np.array_equal(shard.data, expected[shard.index])
 
 
+def refused(words, call, *args):
+    try:
+        call(*args)
+    except CheckpointError as error:
+        assert re.search(words, str(error)), error
+    else:
+        raise AssertionError(f"nobody said: {words}")
+
+
 def main(folder):
     assert jax.process_count() == 2 and jax.local_device_count() == 2
     model = {"w": filled(W, SPECS["w"]), "b": filled(B, SPECS["b"])}
@@ -52,6 +63,11 @@ def main(folder):
             checkpoints.save(step, model, opt, binding=BINDING, metrics={"loss": 1.0})
         checkpoints.wait()
         assert checkpoints.steps == [2]
+    own = folder / "steps" if jax.process_index() == 0 else folder / "of process 1"
+    refused("the processes do not see the same in .*; .* say shared=False", js.orbax.Checkpointer, own)
+    template_of_w, binding = {"w": np.zeros(3)}, js.Binding((js.Rule("w", "w", "a -> a"),))
+    alone = partial(js.orbax.from_torch, folder / "torch", {"w": np.ones(3)}, template_of_w, binding=binding)
+    refused("from_torch is for one process; several load_state_dict into shards, and save", alone)
     # Other parts than were saved: no device holds what another one had.
     other = template(model, {"w": P("y", "x"), "b": P("x")})
     opt_other = template(opt, {"m": P(("y", "x")), "count": P()})
