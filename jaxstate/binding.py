@@ -22,6 +22,7 @@ from jaxstate.rules.blocks import Blocks
 from jaxstate.rules.declared import JaxOnly, Sum, Tied, TorchOnly
 from jaxstate.rules.fused import Fused
 from jaxstate.rules.fusion_hints import fusion_hints
+from jaxstate.rules.given import given_rules
 from jaxstate.rules.padded import Padded
 from jaxstate.rules.rule import Arrays, Rule
 from jaxstate.rules.rule_json import rule_from_json, rule_to_json
@@ -49,8 +50,8 @@ class Binding:
         warnings: sentences on what differs from the original beside the weights (`bind(original=...)`).
 
     Raises:
-        BindingError: a key or a path that two rules claim, a tie to a key that no rule writes, an
-            order that is not a permutation of the keys.
+        BindingError: what is no rule, a key or a path that two rules claim, a tie to a key that no rule
+            writes, an order that is not a permutation of the keys.
 
     >>> import numpy as np
     >>> weight, bias = Rule("fc.weight", "fc.kernel", "i o -> o i"), Rule("fc.bias", "fc.bias", "o -> o")
@@ -66,7 +67,7 @@ class Binding:
     warnings: tuple[str, ...] = ()
 
     def __post_init__(self):
-        object.__setattr__(self, "rules", tuple(self.rules))
+        object.__setattr__(self, "rules", given_rules(self.rules, "Binding"))
         problems = [
             *_claimed_twice("key", self.rules, lambda rule: rule.keys),
             *_claimed_twice("path", self.rules, lambda rule: rule.paths),
@@ -291,7 +292,7 @@ class Binding:
         """The Binding of a JSON text. Raises BindingError for any other text."""
         try:
             value = json.loads(text)
-            rules, order, metadata = value["rules"], tuple(value["order"]), value["metadata"]
+            rules, order, metadata = list(value["rules"]), tuple(value["order"]), value["metadata"]
         except (ValueError, TypeError, KeyError) as error:
             raise BindingError(f"this is not the JSON of a Binding: {error!r}") from error
         return cls(tuple(rule_from_json(rule) for rule in rules), order, metadata)

@@ -12,7 +12,7 @@ import pytest
 from jaxstate.binding import Binding
 from jaxstate.errors import BindingError, StateDictError
 from jaxstate.rules.declared import JaxOnly, Sum, Tied, TorchOnly
-from jaxstate.rules.rule import Rule
+from jaxstate.rules.rule import Entry, Rule
 from jaxstate.rules.spectral import Spectral
 
 RULES = (
@@ -111,10 +111,48 @@ def test_spectral_rules_go_to_json():
     assert Binding.from_json(binding.to_json()) == binding
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"rules": [{}], "order": [], "metadata": null}', "null"])
+NO_BINDINGS = ["", "[]", "{}", "null", '{"rules": 3, "order": [], "metadata": null}']
+
+
+@pytest.mark.parametrize("text", NO_BINDINGS)
 def test_other_texts_are_no_binding(text):
-    with pytest.raises(BindingError, match="JSON"):
+    with pytest.raises(BindingError, match="this is not the JSON of a Binding: "):
         Binding.from_json(text)
+
+
+NO_RULES = [
+    '{"kind": "Rul", "key": "w"}',
+    '{"kind": ["Rule"], "key": "w"}',
+    '{"kind": "Rule", "key": "w", "path": "w", "pattern": 3}',
+    '{"kind": "Tied", "key": "w", "to": "v", "axes": []}',
+    '{"kind": "Fused", "parts": [], "axis": 0}',
+    '{"kind": "TorchOnly", "key": "w", "value": {"dtype": "float33"}}',
+    "{}",
+    '"w"',
+    "3",
+]
+
+
+@pytest.mark.parametrize("text", NO_RULES)
+def test_other_values_are_no_rule(text):
+    with pytest.raises(BindingError, match="this is not the JSON of a rule: .* in "):
+        Binding.from_json(f'{{"rules": [{text}], "order": [], "metadata": null}}')
+
+
+def test_a_kind_of_rule_without_json_is_not_written_as_nothing():
+    with pytest.raises(BindingError, match="is no rule that JSON has a form for"):
+        Binding((Entry(),)).to_json()
+
+
+@pytest.mark.parametrize("rules", [Rule("w", "w", "a -> a"), "w", None, 3], ids=str)
+def test_rules_come_in_a_list(rules):
+    with pytest.raises(BindingError, match=r"Binding: rules come in a list, such as \[Rule\(...\)\], and "):
+        Binding(rules)
+
+
+def test_what_is_no_rule_is_named():
+    with pytest.raises(BindingError, match=r"Binding: 'fc.weight' is no rule; write Rule\("):
+        Binding((Rule("w", "w", "a -> a"), "fc.weight"))
 
 
 def test_prints_as_a_table(binding):

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from jaxstate.errors import BindingError
+from jaxstate.rules.given import given_rules
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,23 @@ class Options:
     def __post_init__(self):
         if self.attention not in (None, "packed", "separate"):
             raise BindingError(f'attention="{self.attention}": say "packed", "separate" or nothing')
+        given_rules(self.rules, "bind")
 
     def rules_of(self, module: Any) -> Sequence[Any] | None:
         """The rules that the caller has for a module's class, else those that the class has itself.
 
         A library's wrapper around methods is passed by: Haiku's runs them inside a transform only.
+
+        Raises:
+            BindingError: what they return is no list of rules.
         """
         given = next((make for known, make in self.layers.items() if isinstance(module, known)), None)
         if given is not None:
-            return given(module)
+            return given_rules(given(module), f"layers={{{type(module).__name__}: ...}}")
         own = getattr(type(module), "torch_rules", None)
-        return None if own is None else inspect.unwrap(own)(module)
+        if own is None:
+            return None
+        return given_rules(inspect.unwrap(own)(module), f"{type(module).__name__}.torch_rules")
 
     @property
     def packed(self) -> bool | None:

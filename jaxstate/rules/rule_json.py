@@ -58,7 +58,8 @@ def rule_to_json(rule: Any) -> dict[str, Any]:
         case Blocks():
             known = {name: getattr(rule, name) for name in _BLOCKS}
             return {"kind": kind, **known, "kept": _arrays_to_json(rule.kept)}
-    raise BindingError(f"{rule!r} is no rule")
+    # No caller has such a rule: this stands for whoever adds a kind, which would be written as nothing.
+    raise BindingError(f"{rule!r} is no rule that JSON has a form for")
 
 
 def rule_from_json(value: Mapping[str, Any]) -> Any:
@@ -67,11 +68,10 @@ def rule_from_json(value: Mapping[str, Any]) -> Any:
     Raises:
         BindingError: a kind that is none of ours, or fields that make no rule.
     """
-    fields = dict(value)
-    kind = fields.pop("kind", None)
     try:
-        return _READERS[kind](fields)
-    except (KeyError, TypeError, ValueError) as error:
+        fields = dict(value)
+        return _READERS[fields.pop("kind")](fields)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise BindingError(f"this is not the JSON of a rule: {error!r} in {value!r}") from error
 
 

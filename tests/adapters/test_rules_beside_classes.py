@@ -85,6 +85,22 @@ def test_a_module_of_haiku():
         js.bind(of_haiku(HaikuMatrix), X)
 
 
+class Lone(Matrix):
+    def torch_rules(self):
+        return RULES[0]
+
+
+def test_what_is_no_list_of_rules_is_refused_by_name():
+    with pytest.raises(
+        js.BindingError, match=r"Lone.torch_rules: rules come in a list, .* and this is Rule\("
+    ):
+        js.bind(of_equinox(Lone))
+    with pytest.raises(js.BindingError, match=r"layers=\{Matrix: ...\}: 'weight' is no rule; write Rule\("):
+        js.bind(of_equinox(Matrix), layers={Matrix: lambda module: ["weight"]})
+    with pytest.raises(js.BindingError, match=r"bind: 'matrix' is no rule; write Rule\("):
+        js.bind(of_equinox(Matrix), rules=["matrix"])
+
+
 def test_the_callers_rules_come_first():
     other = {Knowing: lambda module: [js.Rule("w", "matrix", "i o -> i o")]}
     assert js.bind(of_equinox(Knowing), layers=other).keys[0] == "first.w"

@@ -1,4 +1,4 @@
-"""What is asked of a checkpoint and makes no sense is refused, with what would; so are arrays of another one."""
+"""What makes no sense to ask of a checkpoint is refused, with what does; so are arrays of another one."""
 
 import shutil
 
