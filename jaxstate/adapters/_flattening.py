@@ -116,10 +116,19 @@ def _split(rule: Any, flattens: Flattens) -> Any:
         return rule
     found = [flattens.get(path, {}) for path in rule.paths]
     if any(one != found[0] for one in found):
-        raise BindingError(f"the leaves of {rule} meet different images: {found}")
+        images = [f"{path} {_shapes(one)}" for path, one in zip(rule.paths, found, strict=True)]
+        raise BindingError(
+            f"the leaves of {rule} meet different images, {', '.join(images)}, and one parameter of torch's "
+            "meets one"
+        )
     for dimension, merged in found[0].items():
         rule = _with_image(rule, dimension, merged)
     return rule
+
+
+def _shapes(merged: Mapping[int, Merged]) -> str:
+    """The images of a leaf in torch's order."""
+    return ", ".join(str(tuple(one.sizes[axis] for axis in one.torch)) for one in merged.values()) or "none"
 
 
 def _with_image(rule: Rule, dimension: int, merged: Merged) -> Rule:

@@ -285,7 +285,11 @@ REFUSED = {
         "BatchNorm makes no statistics",
     ),
     "packed attention": (_wide_attention, {"attention": "packed"}, "one width for queries, heads together"),
-    "no such core": (lambda x: hk.Linear(4)(x), {"multilayer": "rnn"}, "multilayer"),
+    "no such core": (
+        lambda x: hk.Linear(4)(x),
+        {"multilayer": "rnn"},
+        r"multilayer=\['rnn'\]: no recurrent core has such a name",
+    ),
     "no core": (
         lambda x: hk.Linear(4, name="fc")(hk.Linear(3)(x)),
         {"multilayer": "fc"},

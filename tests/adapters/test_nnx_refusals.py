@@ -24,6 +24,15 @@ class Block(nnx.Module):
         self.fc = nnx.Linear(3, 5, rngs=rngs())
 
 
+class Pair(nnx.Module):
+    def __init__(self):
+        self.a, self.b = nnx.Linear(12, 5, rngs=rngs()), nnx.Linear(12, 5, rngs=rngs())
+
+
+PAIRED = js.Rule("ab.weight", "{ab}.kernel", "i o -> (ab o) i", ab=("a", "b"))
+FLATTENED = {"flatten": {"a": (3, 2, 2)}}
+
+
 class Positions(nnx.Module):
     def __init__(self):
         self.pos = nnx.Param(jnp.zeros((1, 5, 3)))
@@ -195,6 +204,24 @@ REFUSED = [
     ),
     ("multilayer that names nothing", _linear, {"multilayer": "rnn*"}, "multilayer=['rnn*']: no nnx.List"),
     ("stacked that names nothing", _linear, {"stacked": {"rnn": 0}}, "no layer has a name like that"),
+    (
+        "stacked along an axis that is not there",
+        _linear,
+        {"stacked": {"": 3}},
+        "stacked={\"\": 3}: no one length along that axis in {'kernel': (",
+    ),
+    (
+        "one parameter that meets two images",
+        Pair,
+        {"rules": [PAIRED], "flatten": {"a": (3, 2, 2), "b": (2, 3, 2)}},
+        "meet different images, a.kernel (3, 2, 2), b.kernel (2, 3, 2), and one parameter of",
+    ),
+    (
+        "an image that a rule has split already",
+        Pair,
+        {"rules": [js.Rule("a.weight", "a.kernel", "(h w c) o -> o (c h w)", h=2, w=2)], **FLATTENED},
+        "h=2, w=2) is a flattened image; give the Rule that splits it",
+    ),
     ("attention that is no choice", _linear, {"attention": "fused"}, 'say "packed", "separate" or nothing'),
     (
         "a rule that names no leaf",
@@ -325,3 +352,21 @@ def test_a_torch_module_that_nnx_has_none_for_is_refused(theirs, ours, text):
 def test_a_raw_file_of_another_type_is_refused():
     with pytest.raises(TypeError, match="Expected state_dict to be dict-like"):
         js.load_state_dict(_linear(), [torch.zeros(3)])
+
+
+class Normed(nnx.Module):
+    def __init__(self):
+        self.conv = nnx.Conv(2, 3, (1, 1), rngs=rngs())
+        self.fc = nnx.SpectralNorm(nnx.Linear(12, 5, rngs=rngs()), rngs=rngs())
+
+    def __call__(self, x):
+        x = self.conv(x)
+        return self.fc(x.reshape(x.shape[0], -1), update_stats=False)
+
+
+def test_a_power_iteration_over_a_flattened_image_is_refused():
+    """Its vectors would have to be reordered as well, and no layout says so."""
+    with pytest.raises(
+        js.BindingError, match="fc.layer_instance.kernel, .* meet a flattened image, and their"
+    ):
+        js.bind(Normed(), jnp.ones((1, 2, 2, 2)))
