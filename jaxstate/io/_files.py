@@ -76,7 +76,7 @@ def load(
     >>> loaded["step"], bool((loaded["weight"] == np.eye(2)).all())
     (3, True)
     """
-    if isinstance(path, list | tuple):
+    if isinstance(path, list | tuple) and path:
         return _loaded_together([path_name(one) for one in path], mmap)
     name = path_name(path)
     try:
@@ -180,7 +180,7 @@ def _saver(format: str | None, name: str, max_shard_size: int | str | None):
     if format == "dcp":
         _folders.check_kind(name, distributed=True)
         return _dcp_writer.save
-    prepare = _WRITERS.get(format or _format(name))
+    prepare = _WRITERS.get(_format(name) if format is None else str(format))
     if prepare is None:
         raise FileError(f'format must be "pt", "legacy", "safetensors" or "dcp", not {format!r}')
     return lambda obj, name: _write(prepare(obj), name)

@@ -75,6 +75,8 @@ def _other(names: list[str]) -> str:
     indices = [name for name in names if name.endswith(_index.SUFFIX)]
     if indices:
         return f"a folder without model.safetensors; load one of these: {', '.join(indices[:8])}"
+    if not names:
+        return "a folder with nothing in it"
     return f"a folder; load one of the files in it: {_listing(names)}"
 
 

@@ -18,7 +18,7 @@ from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._select import selected
-from jaxstate.optim._state import Absent, State, find_state, is_state, replace_state
+from jaxstate.optim._state import Absent, State, check_optimizer, find_state, is_state, replace_state
 from jaxstate.optim._transform import transformation
 
 
@@ -74,11 +74,6 @@ def _one_state(opt: Any) -> State:
 def _check_form(group: Any) -> None:
     if not isinstance(group, Mapping):
         raise OptimizerError(f"param_group must be a dict, but got {type(group)}")
-    if isinstance(group.get("params"), set):
-        raise OptimizerError(
-            "optimizer parameters need to be organized in ordered collections, but the ordering of "
-            "tensors in sets will change between runs. Please use a list instead."
-        )
 
 
 def _chosen(
@@ -113,6 +108,7 @@ def _options(state: State, group: Mapping[str, Any], optimizer: Any) -> dict[str
 
 
 def _defaults(state: State, optimizer: Any) -> dict[str, Any]:
+    check_optimizer(optimizer)
     empty = find_state(optimizer.init({}))
     if empty.algorithm != state.algorithm or len(empty.param_groups) != 1:
         raise OptimizerError(

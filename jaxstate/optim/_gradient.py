@@ -14,6 +14,22 @@ from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm
 
 
+def slopes_of(gradients: Any, treedef: Any) -> list[Any]:
+    """The gradient of each parameter, in leaf order.
+
+    Args:
+        gradients: a tree like the parameters, in which None stands for no gradient.
+        treedef: of the parameters.
+
+    Raises:
+        OptimizerError: another tree.
+    """
+    try:
+        return treedef.flatten_up_to(gradients)
+    except (ValueError, TypeError) as error:
+        raise OptimizerError(f"the gradients are no tree like the parameters: {error}") from error
+
+
 def check_gradient(algorithm: Algorithm, path: str, g: Any, p: Any) -> None:
     """Raise OptimizerError for a gradient that does not fit, in torch's words where it has some."""
     sparse = is_sparse(g)

@@ -13,9 +13,10 @@ import optax
 
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError, quoted
-from jaxstate.optim._gradient import check_gradient
+from jaxstate.optim._gradient import check_gradient, slopes_of
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._paths import leaf_paths
+from jaxstate.optim._state import check_is_state
 from jaxstate.optim._torch_dict.state_dict import refused_sums
 from jaxstate.rules.declared import JaxOnly
 
@@ -45,9 +46,10 @@ def in_torch_layout(
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         if params is None:
             raise OptimizerError(NO_PARAMETERS)
+        check_is_state(state)
         leaves, treedef = _leaves(params), jax.tree.structure(params)
         parameters = _parameters(binding, leaves)
-        slopes = dict(zip(leaves, treedef.flatten_up_to(updates), strict=True))
+        slopes = dict(zip(leaves, slopes_of(updates, treedef), strict=True))
         for path, g in slopes.items():
             None if g is None else check_gradient(state.algorithm, path, g, leaves[path])
         moved: Any

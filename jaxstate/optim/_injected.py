@@ -13,7 +13,7 @@ import optax
 from jax.core import Tracer
 
 from jaxstate.optim._algorithm import Algorithm
-from jaxstate.optim._state import State
+from jaxstate.optim._state import State, check_is_state
 
 # Numbers that ask for a buffer where they are not zero. An array may be that later.
 ASKING = {"momentum": 0.9}
@@ -52,6 +52,7 @@ def injecting(
         return _with(made.init(params), rows)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        check_is_state(state)
         return made.update(updates, _with(state, rows), params)
 
     functions: Any = (init, update)
@@ -73,4 +74,4 @@ def _number(value: Any, passing: Any) -> Any:
         return type(value)(_number(item, instead) for item, instead in pairs)
     if isinstance(value, Tracer):
         return passing
-    return value.item() if isinstance(value, jax.Array) else value
+    return value.item() if isinstance(value, jax.Array) and value.size == 1 else value

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 
 from jaxstate.binding import Binding
+from jaxstate.errors import OptimizerError
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._select import Selector, select
 
@@ -22,11 +23,14 @@ def labels(params: Any, groups: Mapping[str, Selector], binding: Binding | None 
         binding: if given, those names are torch's keys; otherwise they are dotted paths.
 
     Raises:
-        OptimizerError: parameters that no group or more than one chooses; a part of a torch parameter.
+        OptimizerError: groups without labels; parameters that no group or more than one chooses; a part of a
+            torch parameter.
 
     >>> labels({"fc": {"w": 1, "b": 2}}, {"muon": "*.w", "adamw": lambda name: name.endswith("b")})
     {'fc': {'b': 'adamw', 'w': 'muon'}}
     """
+    if not isinstance(groups, Mapping):
+        raise OptimizerError(f'groups is a dict by label, {{"adamw": "*.bias", ...}}, not {groups!r}')
     paths = leaf_paths(params)
     chosen = select(paths, list(groups.values()), binding)
     label_of = {path: label for label, row in zip(groups, chosen, strict=True) for path in row}

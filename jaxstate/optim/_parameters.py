@@ -65,6 +65,7 @@ class Parameters:
         Raises:
             OptimizerError: leaves that no rule names, or rules that name more leaves than there are.
         """
+        check_binding(binding)
         families = [family for rule in binding.rules for family in _families(rule.trained())]
         prefix = _prefix(families, paths)
         here = {prefix + path for path in paths}
@@ -83,6 +84,7 @@ class Parameters:
         Raises:
             OptimizerError: as `of`; leaves that are no arrays of torch's though the optimizer took them so.
         """
+        check_binding(binding)
         if state.algorithm.leaves == "model":
             return cls.of(binding, state.paths)
         known = set(binding.parameters)
@@ -195,6 +197,15 @@ def _is_plain(rule: Any) -> bool:
     if not isinstance(rule, Rule):
         return False
     return rule.layout.left == rule.layout.right and not rule.layout.flipped
+
+
+def check_binding(binding: Any) -> None:
+    """Raise OptimizerError for what is no Binding."""
+    if not isinstance(binding, Binding):
+        raise OptimizerError(
+            "a Binding is due, such as binding = js.bind(model), which says what torch calls the parameters; "
+            f"this is of type {type(binding).__name__}"
+        )
 
 
 def _families(rule: AnyRule) -> Iterable[Family]:

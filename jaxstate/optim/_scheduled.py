@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxstate.optim._state import State, find_state
+from jaxstate.optim._state import State, check_is_state, find_state
 
 Rate = float | optax.Schedule
 
@@ -48,6 +48,7 @@ def scheduled(tx: optax.GradientTransformation, rates: Sequence[Rate | None]) ->
         return ScheduledState(jnp.zeros((), jnp.int32), tx.init(params))
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, ScheduledState]:
+        check_is_state(state, ScheduledState)
         updates, inner = tx.update(updates, state.inner_state, params)
         count = optax.safe_increment(state.count)
         return updates, ScheduledState(count, _with_rates(inner, rates, count))

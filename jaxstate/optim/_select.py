@@ -4,7 +4,7 @@ torch takes lists of tensors; here a group says `"params": "*.bias"`, several su
 of the name. Each parameter must be chosen by exactly one group.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jaxstate.binding import Binding, matches
@@ -31,7 +31,7 @@ def select(
     >>> select(["fc.bias", "fc.kernel"], ["*.bias", lambda name: name.endswith("kernel")])
     [('fc.bias',), ('fc.kernel',)]
     """
-    names = _names(paths, binding)
+    selectors, names = [checked_selector(selector) for selector in selectors], _names(paths, binding)
     every = list(dict.fromkeys(name for row in names.values() for name in row))
     chosen = {name: [i for i, s in enumerate(selectors) if _chooses(s, name)] for name in every}
     problems = [*_not_once(chosen), *_torn(names, chosen), *_idle(selectors, every)]
@@ -50,12 +50,37 @@ def selected(paths: Sequence[str], selector: Selector, binding: Binding | None =
     >>> selected(["fc.bias", "fc.kernel"], "*.bias")
     ('fc.bias',)
     """
-    names = _names(paths, binding)
+    selector, names = checked_selector(selector), _names(paths, binding)
     every = list(dict.fromkeys(name for row in names.values() for name in row))
     chosen = {name: [int(_chooses(selector, name))] for name in every}
     if problems := [*_torn(names, chosen), *_idle([selector], every)]:
         raise OptimizerError("params of the group:\n\t" + "\n\t".join(problems))
     return tuple(path for path, row in names.items() if chosen[row[0]] == [1])
+
+
+def checked_selector(selector: Any) -> Selector:
+    """The selector, with its patterns in a tuple, of whatever they come.
+
+    Raises:
+        OptimizerError: what is no name and no predicate; a set, in torch's words.
+
+    >>> checked_selector(name for name in ("*.bias", "*.scale"))
+    ('*.bias', '*.scale')
+    """
+    if isinstance(selector, set | frozenset):
+        raise OptimizerError(
+            "optimizer parameters need to be organized in ordered collections, but the ordering of "
+            "tensors in sets will change between runs. Please use a list instead."
+        )
+    if isinstance(selector, str) or callable(selector):
+        return selector
+    patterns = tuple(selector) if isinstance(selector, Iterable) else (selector,)
+    if isinstance(selector, Mapping) or not all(isinstance(pattern, str) for pattern in patterns):
+        raise OptimizerError(
+            'parameters are chosen by a pattern of names, such as "*.bias", a list of patterns, or a '
+            f"predicate of a name, not by {selector!r}"
+        )
+    return patterns
 
 
 def _names(paths: Sequence[str], binding: Binding | None) -> dict[str, tuple[str, ...]]:

@@ -14,11 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.core import Tracer
 
 from jaxstate.arrays.placement import place
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim._algorithm import Algorithm, is_numeric
+from jaxstate.optim._kinds import check_number
 from jaxstate.optim._nest.flax_states import closed, opened
 from jaxstate.optim._nest.nest import Part, check_labels, names_of, parts_of, with_parts
 from jaxstate.optim._param_groups import ParamGroup
@@ -177,6 +179,24 @@ def _check_one_algorithm(parts: Sequence[Part]) -> None:
         )
 
 
+def check_is_state(state: Any, kind: type = State) -> None:
+    """Raise OptimizerError unless `update` was given what `init` made."""
+    if not isinstance(state, kind):
+        raise OptimizerError(
+            f"update(grads, state, params) takes the state that init made, a {kind.__name__}, and not what "
+            f"is of type {type(state).__name__}"
+        )
+
+
+def check_optimizer(optimizer: Any) -> None:
+    """Raise OptimizerError for what is no transformation: a name, a class, a constructor not called."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise OptimizerError(
+            "optimizer= is what a constructor of js.optim makes, such as js.optim.adamw(lr=1e-3), and not "
+            f"{optimizer!r}"
+        )
+
+
 def _under(label: Any) -> str:
     return "" if label is None else f" under the label {label!r}"
 
@@ -205,7 +225,8 @@ def set_hyperparameters(opt: Any, *, group: int | None = None, **values: Any) ->
         **values: by torch's names; a tuple where torch has one.
 
     Raises:
-        OptimizerError: a name that is no number of this optimizer's, or a group that it does not have.
+        OptimizerError: a name that is no number of this optimizer's, a value that its constructor refuses,
+            or a group that it does not have.
 
     >>> import jaxstate.optim, jax.numpy as jnp
     >>> opt = jaxstate.optim.adam().init({"w": jnp.ones(3)})
@@ -214,8 +235,8 @@ def set_hyperparameters(opt: Any, *, group: int | None = None, **values: Any) ->
     """
     state = find_state(opt)
     count = len(state.param_groups)
-    if group is not None and not -count <= group < count:
-        raise OptimizerError(f"there is no group {group}: the optimizer has {count}")
+    if group is not None and not (type(group) is int and -count <= group < count):
+        raise OptimizerError(f"there is no group {group!r}: the optimizer has {count}")
     chosen = range(count) if group is None else [range(count)[group]]
     _check_names(state, values)
     _check_injected([state.param_groups[i] for i in chosen], values)
@@ -237,6 +258,18 @@ def _check_names(state: State, values: dict[str, Any]) -> None:
             raise OptimizerError(
                 f"{key} takes {f'{count} numbers' if count else 'one number'}, not {value!r}"
             )
+    _check_values(algorithm, values)
+
+
+def _check_values(algorithm: Algorithm, values: dict[str, Any]) -> None:
+    """Refuse what the constructor would; what is traced has no value yet."""
+    defaults = dict(algorithm.defaults)
+    known = {
+        key: x for key, x in values.items() if not any(isinstance(y, Tracer) for y in jax.tree.leaves(x))
+    }
+    for key, value in known.items():
+        check_number(key, value, defaults[key])
+    algorithm.check({**defaults, **jax.tree.map(float, known)})
 
 
 def _check_injected(groups: Sequence[ParamGroup], values: dict[str, Any]) -> None:

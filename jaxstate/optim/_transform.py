@@ -5,7 +5,7 @@ have their parameter's dtype, arithmetic is done in float32 at least, a gradient
 A complex parameter is a pair of real ones; its gradient is torch's, the conjugate of what jax.grad gives.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -20,13 +21,14 @@ from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm
 from jaxstate.optim._arrays import as_both_parts
-from jaxstate.optim._gradient import check_gradient, widened
+from jaxstate.optim._gradient import check_gradient, slopes_of, widened
 from jaxstate.optim._injected import arrays_in, checkable, injecting, makeable
+from jaxstate.optim._kinds import check_kinds, check_spelling
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._paths import leaf_paths
 from jaxstate.optim._scheduled import begun, scheduled
-from jaxstate.optim._select import select
-from jaxstate.optim._state import Absent, State, flatten_buffer
+from jaxstate.optim._select import checked_selector, select
+from jaxstate.optim._state import Absent, State, check_is_state, flatten_buffer
 
 
 def transformation(
@@ -38,12 +40,15 @@ def transformation(
     """The transformation of an algorithm with these options of torch's constructor.
 
     Raises:
-        OptimizerError: options that torch refuses, in torch's words; a group without `params`.
+        OptimizerError: options that torch refuses, in torch's words; options of another kind than torch's;
+            a group without `params`.
     """
-    rows = [_complete(group, options) for group in param_groups or [{"params": "*"}]]
+    every = [{"params": "*"}] if param_groups is None else _listed(param_groups)
+    rows = [_complete(algorithm, group, options) for group in every]
     groups, defaults = [begun(row) for row in rows], begun(options)
-    for checked in (defaults, *groups):
-        algorithm.check(checkable(algorithm, checked))
+    for checked in (checkable(algorithm, row) for row in (defaults, *groups)):
+        check_kinds(algorithm, checked)
+        algorithm.check(checked)
     made = [makeable(algorithm, group) for group in groups]
     init: Any = _init(algorithm, makeable(algorithm, defaults), made, binding)
     update: Any = _update
@@ -51,11 +56,23 @@ def transformation(
     return scheduled(tx, [row.get("lr") for row in rows])
 
 
-def _complete(group: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    if "params" not in group:
+def _listed(param_groups: Any) -> list[Any]:
+    if isinstance(param_groups, Mapping | str) or not isinstance(param_groups, Iterable):
+        raise OptimizerError(
+            f'param_groups is a list of dicts, [{{"params": "*.bias", ...}}, ...], not {param_groups!r}'
+        )
+    if not (every := list(param_groups)):
+        raise OptimizerError("optimizer got an empty parameter list")
+    return every
+
+
+def _complete(algorithm: Algorithm, group: Any, options: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(group, Mapping) or "params" not in group:
         raise OptimizerError(
             f'a group says what its parameters are: {{"params": "*.bias", ...}}, not {group}'
         )
+    check_spelling(algorithm, group)
+    group = {**group, "params": checked_selector(group["params"])}
     return {**group, **{key: value for key, value in options.items() if key not in group}}
 
 
@@ -118,23 +135,35 @@ def _check_placeholder(params: Any) -> None:
             "optax.tree_map_params inits with a placeholder, and a State knows its parameters by path: map "
             "over state.buffers instead, whose trees are like the parameters"
         )
+    if params is None:
+        raise OptimizerError("init takes the tree of the parameters, not None")
 
 
 def _check_dtypes(algorithm: Algorithm, leaves: Mapping[str, Any]) -> None:
     kind = jnp.inexact if algorithm.complex else jnp.floating
-    strange = {p: leaf.dtype for p, leaf in leaves.items() if not jnp.issubdtype(leaf.dtype, kind)}
+    strange = {path: dtype for path, leaf in leaves.items() if not _is_kind(dtype := _dtype(leaf), kind)}
     if strange:
         listed = ", ".join(f"{path} ({dtype})" for path, dtype in strange.items())
         numbers = "floating-point" if algorithm.complex else "real floating-point"
         raise OptimizerError(f"only {numbers} parameters can be optimized, not {listed}")
 
 
+def _dtype(leaf: Any) -> Any:
+    """An array's dtype; of anything else its type, as it stands in a message."""
+    return getattr(leaf, "dtype", type(leaf).__name__)
+
+
+def _is_kind(dtype: Any, kind: Any) -> bool:
+    return isinstance(dtype, np.dtype) and jnp.issubdtype(dtype, kind)
+
+
 def _update(updates: Any, state: State, params: Any = None) -> tuple[Any, State]:
     if params is None:
         raise OptimizerError("torch's optimizers read the parameters: update(grads, state, params)")
+    check_is_state(state)
     leaves, treedef = jax.tree.flatten(params)
     _check_paths(leaf_paths(params), state.paths)
-    groups, slopes, entries = state.groups, treedef.flatten_up_to(updates), _entries(state)
+    groups, slopes, entries = state.groups, slopes_of(updates, treedef), _entries(state)
     moved = [
         _one(state.algorithm, path, groups[path], *row)
         for path, *row in zip(state.paths, leaves, slopes, entries, _coefficients(state), strict=True)

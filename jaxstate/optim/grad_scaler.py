@@ -26,11 +26,12 @@ def state_dict(scale: DynamicScale) -> dict[str, float | int]:
     """`torch.amp.GradScaler.state_dict` of a DynamicScale.
 
     Raises:
-        OptimizerError: a `minimum_scale`, which torch does not have.
+        OptimizerError: what is no DynamicScale; a `minimum_scale`, which torch does not have.
 
     >>> state_dict(DynamicScale(scale=1024.0, growth_interval=99))["growth_interval"]
     100
     """
+    _check_scale(scale)
     if scale.minimum_scale is not None and float(scale.minimum_scale) > _TINY:
         raise OptimizerError(
             f"torch's scale may fall below minimum_scale={scale.minimum_scale}; if it never did, write "
@@ -60,6 +61,7 @@ def load_state_dict(scale: DynamicScale, state_dict: Mapping[str, Any]) -> Dynam
     >>> grad_scaler.state_dict(grad_scaler.load_state_dict(DynamicScale(), sd)) == sd
     True
     """
+    _check_scale(scale)
     numbers = _numbers(state_dict)
     return scale.replace(
         scale=jnp.asarray(numbers["scale"], jnp.float32),
@@ -70,7 +72,17 @@ def load_state_dict(scale: DynamicScale, state_dict: Mapping[str, Any]) -> Dynam
     )
 
 
+def _check_scale(scale: Any) -> None:
+    if not isinstance(scale, DynamicScale):
+        raise OptimizerError(
+            "a flax.training.dynamic_scale.DynamicScale is due, which is torch's GradScaler in JAX, not what "
+            f"is of type {type(scale).__name__}"
+        )
+
+
 def _numbers(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(state_dict, Mapping):
+        raise OptimizerError(f"a GradScaler's state_dict is a dict, not of type {type(state_dict).__name__}")
     if not state_dict:
         raise OptimizerError(
             "The source state dict is empty, possibly because it was saved from a disabled instance of "

@@ -151,7 +151,9 @@ def test_files_of_the_index_that_are_none(shards):
 
 
 def test_folders_without_a_checkpoint(tmp_path):
-    refused(tmp_path, "a folder; load one of the files in it: ")
+    refused(tmp_path, "a folder with nothing in it")
+    (tmp_path / "notes.txt").touch()
+    refused(tmp_path, "a folder; load one of the files in it: notes.txt")
     (tmp_path / "diffusion.safetensors.index.json").touch()
     refused(tmp_path, "load one of these: diffusion.safetensors.index.json")
     (tmp_path / "__0.metadata").touch()

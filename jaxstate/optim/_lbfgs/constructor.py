@@ -18,10 +18,12 @@ import optax
 from jaxstate.binding import Binding
 from jaxstate.errors import OptimizerError
 from jaxstate.optim._algorithm import Algorithm, Options
+from jaxstate.optim._gradient import slopes_of
 from jaxstate.optim._lbfgs.descent import Descent, descended
 from jaxstate.optim._lbfgs.flat import Flat
 from jaxstate.optim._lbfgs.state import LBFGSState
 from jaxstate.optim._paths import leaf_paths
+from jaxstate.optim._state import check_is_state
 from jaxstate.optim._transform import transformation
 
 
@@ -85,6 +87,7 @@ def _update(
 ) -> tuple[Any, LBFGSState]:
     if params is None or value is None or value_and_grad_fn is None:
         raise OptimizerError(_CALL)
+    check_is_state(state, LBFGSState)
     leaves, treedef = jax.tree.flatten(params)
     shapes = tuple(jnp.shape(leaf) for leaf in leaves)
     if (found := leaf_paths(params), shapes) != (state.paths, state.flat.shapes):
@@ -106,7 +109,7 @@ def _update(
 
 def _slope_vector(grads: Any, flat: Flat, leaves: Sequence[Any], treedef: Any) -> Any:
     """The vector of a gradient; zeros for a parameter that has none, as torch has it here."""
-    rows = zip(flat.paths, leaves, treedef.flatten_up_to(grads), strict=True)
+    rows = zip(flat.paths, leaves, slopes_of(grads, treedef), strict=True)
     return flat.vector([_slope(*row) for row in rows])
 
 

@@ -4,6 +4,7 @@ The door reads a State from a site and writes one to it. States of this package 
 for plain optax states that is asked for.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ from jaxstate.optim._nest.hyperparams import (
 )
 from jaxstate.optim._nest.nest import Part, at, check_labels, field, fields_of, parts_of, where, with_parts
 from jaxstate.optim._nest.optax_states import check_options, optax_nodes, optax_parts, optax_state
-from jaxstate.optim._state import State, find_state, is_state, split
+from jaxstate.optim._state import State, check_optimizer, find_state, is_state, split
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,15 @@ def site_of(
     """The site of the one torch optimizer in what the user has.
 
     Raises:
-        OptimizerError: none, several, or one in the middle of accumulating gradients.
+        OptimizerError: no optimizer, no step; none, several, or one in the middle of accumulating gradients.
     """
+    _check_step(step)
     tree = opened(opt)
     if optimizer is None:
         find_state(tree, label)
         parts = parts_of(tree, is_state, label)
     else:
+        check_optimizer(optimizer)
         parts = optax_parts(tree, optimizer, label)
         check_labels(tree, parts, label)
     _check_accumulators(tree, parts)
@@ -108,6 +111,12 @@ def _steps(state: State, part: Part) -> set[int] | None:
     """The steps of a part's parameters; None for an optimizer that writes none."""
     here, counts = part_paths(part.node), zip(state.paths, np.asarray(state.step).tolist(), strict=True)
     return {step for path, step in counts if path in here} if state.algorithm.counts else None
+
+
+def _check_step(step: Any) -> None:
+    whole = hasattr(step, "__index__") and not isinstance(step, bool) and np.size(step) == 1
+    if step is not None and not (whole and operator.index(step) >= 0):
+        raise OptimizerError(f"step= is how many steps were taken, a whole number, not {step!r}")
 
 
 def _check_accumulators(tree: Any, parts: Sequence[Part]) -> None:

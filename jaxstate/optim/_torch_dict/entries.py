@@ -48,7 +48,7 @@ class Entries:
         return cls(
             state,
             parameters,
-            {name: entry for name, entry in found.items() if entry != {}},
+            {name: entry for name, entry in found.items() if not _is_empty(entry)},
             dict(ids),
             strange,
         )
@@ -164,6 +164,10 @@ class Entries:
     def _value(self, name: str, buffer: str) -> Any:
         entry = self.found.get(name)
         return entry.get(buffer) if isinstance(entry, Mapping) else None
+
+
+def _is_empty(entry: Any) -> bool:
+    return isinstance(entry, Mapping) and not entry
 
 
 def _present(entry: Any) -> Any:

@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxstate.arrays.foreign import as_array
 from jaxstate.errors import OptimizerError, near_names, quoted
-from jaxstate.optim._algorithm import Algorithm, is_numeric
+from jaxstate.optim._algorithm import Algorithm
+from jaxstate.optim._kinds import fits, is_flag
 from jaxstate.optim._param_groups import ParamGroup
 from jaxstate.optim._parameters import Parameters
 from jaxstate.optim._state import State
@@ -47,16 +48,20 @@ class FileGroup:
         strange = [
             key
             for key in algorithm.hyperparameters
-            if key in self.options and not _fits(self.options[key], dict(algorithm.defaults)[key])
+            if key in self.options and not fits(self.options[key], dict(algorithm.defaults)[key])
+        ]
+        odd = [
+            k for k, v in algorithm.defaults if isinstance(v, bool) and not is_flag(self.options.get(k, v))
         ]
         yield from (f'{where} has no "{key}"' for key in lacking)
+        yield from (f"{where} has {key}={self.options[key]!r}, neither True nor False" for key in odd)
         yield from (f"{where} has {key}={self.options[key]!r}, which is no number" for key in strange)
-        if not lacking and not strange and (disagreeing := self._disagreeing(algorithm)):
+        if not lacking and not strange and not odd and (disagreeing := self._disagreeing(algorithm)):
             call = algorithm.call(self.options)
             yield f"{where} has {disagreeing}; this call makes an optimizer that the file fits: {call}"
 
     def _disagreeing(self, algorithm: Algorithm) -> str:
-        flags = [key for key in algorithm.flags if self.options[key] != self.template[key]]
+        flags = [k for k in algorithm.flags if not np.array_equal(self.options[k], self.template[k])]
         if flags:
             return ", ".join(f"{k}={self.options[k]!r} instead of {self.template[k]!r}" for k in flags)
         lacking = [name for name in algorithm.asks_for(self.options) if name not in self.made]
@@ -113,31 +118,21 @@ def _plain(value: Any) -> Any:
     return value if array is None else np.array(array.reshape(()) if array.size == 1 else array)
 
 
-def _fits(value: Any, default: Any) -> bool:
-    """True if a value is a number where the default is one, a pair where that is a pair.
-
-    Where the default is None, so may the value be.
-    """
-    if isinstance(default, tuple):
-        same = isinstance(value, (tuple, list)) and len(value) == len(default)
-        return same and all(_fits(*pair) for pair in zip(value, default, strict=True))
-    if isinstance(value, np.ndarray):
-        return value.ndim == 0
-    if value is None and default is None:
-        return True
-    return not isinstance(value, (tuple, list)) and is_numeric(value)
-
-
 def _check_envelope(osd: Mapping[str, Any]) -> None:
     keys = set(osd) if isinstance(osd, Mapping) else set()
     if not {"state", "param_groups"} <= keys:
         found = quoted(map(str, keys)) or type(osd).__name__
         raise OptimizerError(f'an optimizer\'s state_dict has "state" and "param_groups", not {found}')
     groups = osd["param_groups"]
-    if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) and "params" in g for g in groups):
+    if not isinstance(groups, list | tuple) or not all(map(_lists_ids, groups)):
         raise OptimizerError('"param_groups" is a list of dicts, each of which lists its ids under "params"')
     if not isinstance(osd["state"], Mapping):
         raise OptimizerError(f'"state" is a dict by id, not {type(osd["state"]).__name__}')
+
+
+def _lists_ids(group: Any) -> bool:
+    ids = group.get("params") if isinstance(group, Mapping) else None
+    return isinstance(ids, list | tuple) and all(isinstance(i, int | np.integer | str) for i in ids)
 
 
 def _check_sizes(found: list[int], expected: list[int]) -> None:
@@ -167,9 +162,15 @@ def _check_ids(ids: Sequence[Any], entries: Mapping[Any, Any]) -> None:
 def _check_names(found: Sequence[Sequence[str] | None], rows: Sequence[Sequence[str]]) -> None:
     problems = []
     for i, (names, row) in enumerate(zip(found, rows, strict=True)):
-        if names is not None and sorted(names) != sorted(row):
+        if names is not None and not _are_names(names):
+            problems.append(f"group {i} of the file has the names {names!r}, and they are a list of text")
+        elif names is not None and sorted(names) != sorted(row):
             strange, lacking = [n for n in names if n not in row], [n for n in row if n not in names]
             near = "".join(f', did you mean "{to}"?' for to in near_names(strange, lacking).values())
             problems.append(f"group {i} of the file names {quoted(strange)}, and not {quoted(lacking)}{near}")
     if problems:
         raise OptimizerError("param_names are not those of the optimizer:\n\t" + "\n\t".join(problems))
+
+
+def _are_names(names: Any) -> bool:
+    return isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)

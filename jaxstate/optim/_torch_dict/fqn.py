@@ -93,7 +93,8 @@ def _is_named(osd: Mapping[str, Any]) -> bool:
     groups = osd.get("param_groups")
     if not isinstance(groups, Sequence) or not all(isinstance(g, Mapping) for g in groups):
         return False
-    members = [name for group in groups for name in group.get("params", ())]
+    lists = [group.get("params", ()) for group in groups]
+    members = [name for names in lists if isinstance(names, list | tuple) for name in names]
     return bool(members) and all(isinstance(name, str) and not name.isdigit() for name in members)
 
 

@@ -7,7 +7,9 @@ or else the Binding. A parameter that was never updated has no entry.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import jax
 import numpy as np
+from jax.core import Tracer
 
 from jaxstate.arrays.hosted import hosted
 from jaxstate.arrays.lazy import LazyArray, from_parts
@@ -57,7 +59,7 @@ def state_dict(
         torch's keys in torch's order; arrays are numpy's and own their memory, each its own.
 
     Raises:
-        OptimizerError: a state that torch has no form for.
+        OptimizerError: a state that torch has no form for, or that holds no values.
 
     See also:
         load_state_dict, the inverse. torch's documentation of both:
@@ -71,10 +73,21 @@ def state_dict(
     >>> {key: array.shape for key, array in state_dict(opt, binding)["state"][0].items()}
     {'step': (), 'exp_avg': (3, 2), 'exp_avg_sq': (3, 2)}
     """
+    if param_names not in (None, True, False):
+        raise OptimizerError("param_names= is True or False; the names are those that the Binding has")
     site = site_of(opt, optimizer, label, params, step)
     state = site.state()
+    _check_concrete(state)
     site.check_written(state)
     return dict_of(state, binding, param_names, keys, lazy)
+
+
+def _check_concrete(state: State) -> None:
+    if isinstance(state.step, jax.ShapeDtypeStruct | Tracer):
+        raise OptimizerError(
+            "the optimizer's state is abstract or traced and holds no values: call state_dict outside of jit "
+            "with the state that init or update has made"
+        )
 
 
 def dict_of(

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxstate.errors import OptimizerError
 from jaxstate.optim.schedulers._groups import Groups, with_values
-from jaxstate.optim.schedulers._scheduler import Scheduler, State, Step, begun, ordered
+from jaxstate.optim.schedulers._scheduler import Scheduler, State, Step, begun, check_scheduler, ordered
 
 
 def SequentialLR(
@@ -112,6 +112,7 @@ def _check(name: str, words: str, parts: Sequence[Scheduler]) -> None:
     if not parts:
         raise OptimizerError(f"{name} {words}.")
     for i, part in enumerate(parts):
+        check_scheduler(part)
         if part.argument == "metrics":
             raise OptimizerError(
                 f"{name} does not support `ReduceLROnPlateau` scheduler as it requires additional kwargs "

@@ -7,6 +7,7 @@ https://docs.pytorch.org/docs/stable/optim.html#how-to-adjust-learning-rate
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any
 
 from jaxstate.errors import OptimizerError
@@ -33,6 +34,9 @@ def StepLR(step_size: int, gamma: float = 0.1, last_epoch: int = -1) -> Schedule
 def MultiStepLR(milestones: Iterable[int], gamma: float = 0.1, last_epoch: int = -1) -> Scheduler:
     """`torch.optim.lr_scheduler.MultiStepLR`: eta_t = gamma eta_{t-1}, once for each milestone that is t.
 
+    Raises:
+        OptimizerError: milestones that are no whole numbers, which no epoch would ever be.
+
     >>> drops = MultiStepLR([1, 3, 3], gamma=0.5)
     >>> drops.step(*drops.init([{"lr": 0.8}]), times=4)[1][0]["lr"] == 0.8 * 0.5 * 0.5**2
     True
@@ -44,7 +48,7 @@ def MultiStepLR(milestones: Iterable[int], gamma: float = 0.1, last_epoch: int =
     def first(s: State, base: Any) -> Any:
         return base * s["gamma"] ** sum(count for t, count in s["milestones"].items() if t <= 0)
 
-    own = {"milestones": Counter(milestones), "gamma": gamma}
+    own = {"milestones": _counted(milestones), "gamma": gamma}
     return _multiplied("MultiStepLR", own, factor, last_epoch, first)
 
 
@@ -141,6 +145,13 @@ def PolynomialLR(total_iters: int = 5, power: float = 1.0, last_epoch: int = -1)
 
     own = {"total_iters": total_iters, "power": power}
     return _multiplied("PolynomialLR", own, factor, last_epoch, first)
+
+
+def _counted(milestones: Any) -> Counter:
+    found = list(milestones) if isinstance(milestones, Iterable) else [milestones]
+    if not isinstance(milestones, Iterable) or any(not isinstance(t, Integral) for t in found):
+        raise OptimizerError(f"milestones is a list of epochs, [30, 80], not {milestones!r}")
+    return Counter(found)
 
 
 def _whole(state: State, base: Any) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxstate.errors import OptimizerError, quoted
 from jaxstate.optim.schedulers._groups import plain
-from jaxstate.optim.schedulers._scheduler import Scheduler, State, ordered
+from jaxstate.optim.schedulers._scheduler import Scheduler, State, check_scheduler, check_state, ordered
 
 # Older versions of torch wrote the first and did not write the others.
 _BEFORE = ("verbose",)
@@ -62,6 +62,7 @@ def load_state_dict(scheduler: Scheduler, state_dict: Mapping[str, Any]) -> Stat
     >>> load_state_dict(ExponentialLR(gamma=0.9), state) == state
     True
     """
+    check_scheduler(scheduler)
     problems = [*_problems(scheduler, state_dict, scheduler.name)]
     if problems:
         raise OptimizerError(
@@ -75,10 +76,14 @@ def state_dict(state: State) -> dict[str, Any]:
 
     An lr is a 0-d array where the optimizer has it in a tensor, and a Python number everywhere else.
 
+    Raises:
+        OptimizerError: what is no state of a scheduler.
+
     >>> from jaxstate.optim.schedulers import ExponentialLR
     >>> list(state_dict(ExponentialLR(gamma=0.5).init([{"lr": 0.8}])[0]))[:3]
     ['gamma', 'base_lrs', 'last_epoch']
     """
+    check_state(state)
     return copy.deepcopy(state)
 
 

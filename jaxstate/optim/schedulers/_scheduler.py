@@ -9,13 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from jaxstate.errors import OptimizerError
-from jaxstate.optim.schedulers._groups import Groups, read_groups, with_initial_lr, with_values, write_groups
+from jaxstate.optim.schedulers._groups import (
+    Groups,
+    plain,
+    read_groups,
+    with_initial_lr,
+    with_values,
+    write_groups,
+)
 
 State = dict[str, Any]
 Step = tuple[State, Groups]
 # What is set in every group at a step: [{"lr": 0.1}, {"lr": 0.2, "momentum": 0.9}].
 Values = Callable[[State, Groups], Sequence[Mapping[str, Any]]]
+_DIVISORS = ("step_size", "T_max")
+_NUMBERS = (*_DIVISORS, "gamma", "factor", "start_factor", "end_factor", "total_iters", "power", "eta_min")
 _APART = ("lr_lambdas", "_scale_fn_custom", "_schedulers")
 
 
@@ -97,6 +108,8 @@ class Scheduler:
 
 
 def _check_groups(scheduler: Scheduler, state: State, groups: Groups) -> None:
+    check_scheduler(scheduler)
+    check_state(state)
     if len(state["_last_lr"]) != len(groups):
         raise OptimizerError(
             f"the state of {scheduler.name} is of {len(state['_last_lr'])} param_groups, and the optimizer "
@@ -104,6 +117,24 @@ def _check_groups(scheduler: Scheduler, state: State, groups: Groups) -> None:
         )
     if scheduler.argument != "metrics":
         with_initial_lr(groups, 0)
+
+
+def check_scheduler(scheduler: Any) -> None:
+    """Raise OptimizerError for what is no scheduler: a class, a state."""
+    if not isinstance(scheduler, Scheduler):
+        raise OptimizerError(
+            "a scheduler is what a constructor of js.optim.schedulers makes, such as StepLR(step_size=30), "
+            f"and not {scheduler!r}"
+        )
+
+
+def check_state(state: Any) -> None:
+    """Raise OptimizerError for what is no scheduler's state, which is a dict and says its last lr."""
+    if not isinstance(state, Mapping) or not isinstance(state.get("_last_lr"), list | tuple):
+        raise OptimizerError(
+            "a scheduler's state is the first of the two things that init and step return; it has a list "
+            f'"_last_lr", and this is of type {type(state).__name__}'
+        )
 
 
 def recursive(
@@ -117,7 +148,11 @@ def recursive(
         values: torch's `get_lr`.
         last_epoch: as torch's.
         first: `(state, initial lr) -> lr` at epoch 0 in torch's closed form, if it has one.
+
+    Raises:
+        OptimizerError: an attribute that is no number and has to be one.
     """
+    _check_numbers(name, own)
 
     def advance(state: State, groups: Groups, argument: Any = None) -> Step:
         return advanced(values, state, groups)
@@ -129,6 +164,16 @@ def recursive(
         return entered(values, first, state, groups)
 
     return Scheduler(name, construct, advance, enter)
+
+
+def _check_numbers(name: str, own: Mapping[str, Any]) -> None:
+    """torch asks nothing here, and fails at some later step, or gives a rate of NaN."""
+    for key in (key for key in _NUMBERS if key in own):
+        number = plain(own[key])
+        if isinstance(number, bool) or not isinstance(number, int | float | np.ndarray) or number != number:
+            raise OptimizerError(f"{name} is given {key}={own[key]!r}, which is no number")
+        if key in _DIVISORS and number == 0:
+            raise OptimizerError(f"{name} is given {key}=0, and divides by it at every step")
 
 
 def constructed(own: Mapping[str, Any], advance: Any, groups: Groups, last_epoch: int) -> Step:
