@@ -72,8 +72,9 @@ def checked_selector(selector: Any) -> Selector:
             "optimizer parameters need to be organized in ordered collections, but the ordering of "
             "tensors in sets will change between runs. Please use a list instead."
         )
+    given: Any = selector
     if isinstance(selector, str) or callable(selector):
-        return selector
+        return given
     patterns = tuple(selector) if isinstance(selector, Iterable) else (selector,)
     if isinstance(selector, Mapping) or not all(isinstance(pattern, str) for pattern in patterns):
         raise OptimizerError(
