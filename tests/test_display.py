@@ -96,3 +96,15 @@ def test_treescope_shows_the_same_tables_inside_a_tree(nested):
         assert html.unescape(value._repr_html_()) in html.unescape(html.unescape(page))
     page = treescope.render_to_html(js.state_dict(linear), compressed=False)
     assert "weight" in page and "float32(2, 3)" in page
+
+
+def test_a_modules_state_dict_is_no_optimizers():
+    with pytest.raises(js.OptimizerError, match='has "state" and "param_groups"; this has "fc.weight", '):
+        js.display.optimizer_table(STATE_DICT)
+
+
+def test_losses_of_nothing_are_as_far_apart_as_they_are():
+    rows = js.display.losses_table([0.0, 0.0, -0.5], [0.0, 0.25, -0.25]).rows
+    assert [row[3] for row in rows] == ["0e+00", "inf", "5e-01"]
+    with pytest.raises(ValueError):
+        js.display.losses_table([0.5, 0.25], [0.5])

@@ -51,6 +51,12 @@ class Alignment:
         ambiguous: what another pairing would fit as well.
         missing_keys: the model's that no key of the file is known to be.
         unexpected_keys: the file's likewise.
+
+    >>> pairs = [Pair(f"layers_{n}.weight", f"h.{n}.weight", (2, 3), ("numbers",)) for n in range(2)]
+    >>> bool(Alignment(tuple(pairs))), bool(Alignment(tuple(pairs), missing_keys=("head.weight",)))
+    (True, False)
+    >>> Alignment(tuple(pairs)).rename
+    {'layers_{i}': 'h.{i}'}
     """
 
     pairs: tuple[Pair, ...]
@@ -101,6 +107,9 @@ def align(binding: Binding, state_dict: Mapping[str, Any]) -> Alignment:
     Args:
         binding: the model's, in its own names.
         state_dict: the file's arrays; of a safetensors file, whose order tells nothing, names alone.
+
+    Raises:
+        BindingError: a Binding that does not know its leaves' shapes.
 
     >>> import numpy as np
     >>> from jaxstate.rules.rule import Rule

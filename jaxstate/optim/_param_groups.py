@@ -61,6 +61,13 @@ class ParamGroup:
         paths: the leaves of this group, in leaf order.
         param_names: torch's names in the order of the ids, if the file that was loaded had them.
         injected: the numbers that the constructor was given as arrays, and puts in anew at every step.
+
+    >>> import jaxstate.optim, jax.numpy as jnp
+    >>> group = jaxstate.optim.sgd(lr=0.1, momentum=0.9).init({"w": jnp.ones(3)}).param_groups[0]
+    >>> group.paths, group.to_torch()["lr"] == 0.1, group.changed(lr=0.05).to_torch()["lr"] == 0.05
+    (('w',), True, True)
+    >>> jax.tree.structure(group.changed(lr=0.05)) == jax.tree.structure(group)
+    True
     """
 
     numbers: dict[str, Any]

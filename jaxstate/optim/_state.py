@@ -43,6 +43,14 @@ class State:
         param_groups: each parameter is in exactly one.
         algorithm: which optimizer this is.
         paths: the n dotted paths of the parameters, in leaf order.
+
+    >>> import jaxstate.optim
+    >>> params = {"w": jnp.ones((2, 3)), "b": jnp.zeros(3)}
+    >>> opt = jaxstate.optim.adam(lr=0.5).init(params)
+    >>> opt.paths, opt.step.tolist(), list(opt.buffers)
+    (('b', 'w'), [0, 0], ['exp_avg', 'exp_avg_sq'])
+    >>> jax.tree.structure(opt.buffers["exp_avg"]) == jax.tree.structure(params)
+    True
     """
 
     step: Any
@@ -203,6 +211,17 @@ def _under(label: Any) -> str:
 
 def param_groups(opt: Any) -> list[dict[str, Any]]:
     """torch's `optimizer.param_groups`, with the paths of the parameters under `params`.
+
+    Args:
+        opt: a state of this package's, a nest of optax states that holds one, an `nnx.Optimizer` or a
+            `TrainState`.
+
+    Returns:
+        A dict for each group: torch's options in torch's order, numbers of Python's. Changing them changes
+        no state; `set_hyperparameters` does.
+
+    Raises:
+        OptimizerError: no state of this package's, or those of several optimizers.
 
     >>> import jaxstate.optim, jax.numpy as jnp
     >>> opt = jaxstate.optim.sgd(lr=0.1).init({"w": jnp.ones(3)})

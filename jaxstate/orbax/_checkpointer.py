@@ -25,7 +25,23 @@ from jaxstate.together import together
 
 
 class Best(NamedTuple):
-    """Which checkpoints are the best: the `count` with the least, or the greatest, of a metric."""
+    """Which checkpoints are the best: the `count` with the least, or the greatest, of a metric.
+
+    Args:
+        metric: the name that `save(step, ..., metrics={name: number})` gives it.
+        count: how many are kept.
+        mode: "min" or "max"; a `Checkpointer` refuses another.
+
+    >>> import tempfile, numpy as np
+    >>> from jaxstate.binding import Rule
+    >>> model, binding = {"w": np.zeros(3)}, Binding((Rule("w", "w", "a -> a"),))
+    >>> with Checkpointer(tempfile.mkdtemp(), best=Best("accuracy", mode="max")) as checkpoints:
+    ...     for step, accuracy in ((1, 0.5), (2, 0.9), (3, 0.7)):
+    ...         _ = checkpoints.save(step, model, binding=binding, metrics={"accuracy": accuracy})
+    ...     checkpoints.wait()
+    ...     checkpoints.steps  # the best one, and the latest, where a training goes on
+    [2, 3]
+    """
 
     metric: str
     count: int = 1
