@@ -1,13 +1,14 @@
 """All rows, or the named ones, as tables of ratios and as JSON.
 
     python -m benchmarks [import export open small convolutions scanned sharded adam step ...]
-                         [--layers 2] [--runs 5] [--folder /dev/shm] [--json FILE] [--markdown FILE] [--tiny]
+                         [--layers 2] [--runs 9] [--folder /dev/shm] [--json FILE] [--markdown FILE] [--tiny]
 
 Each method is a process of its own: one warm-up, whose result is compared with the other methods', then the
-runs, of which the median counts. `CPU s` is CPU seconds of all threads, `anon` by how much anonymous memory
+runs, of which the fastest counts. `CPU s` is CPU seconds of all threads, `anon` by how much anonymous memory
 peaked above what it was, in bytes of the data. Ratios are to the first line of a table, which is the floor: a
-bare copy of the same bytes into fresh memory, or a bare write of them. 12 layers are 0.75 billion parameters,
-50 are 2.7. `--markdown benchmarks/README.md` puts the tables into that page, each row's behind its mark.
+bare copy of the same bytes into fresh memory, or a bare write of them; `median` is that of the medians' CPU.
+12 layers are 0.75 billion parameters, 50 are 2.7. `--markdown benchmarks/README.md` puts the tables into that
+page, each row's behind its mark.
 """
 
 import argparse
@@ -171,7 +172,7 @@ def _shape_bytes(name, options):
 
 def adam(options, folder):
     """The state of Adam over 0.75 billion parameters, both ways."""
-    here = {**options, "dtype": "float32", "transposed": True, "layers": options["adam_layers"], "runs": 3}
+    here = {**options, "dtype": "float32", "transposed": True, "layers": options["adam_layers"], "runs": 5}
     size = 2 * nbytes(here)
     yield measured("Adam state from torch", "optimizer_state", ["copy", "load"], here, size)
     yield measured("Adam state to torch", "optimizer_state", ["copy", "export", ORACLE], here, size)
@@ -211,7 +212,7 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", metavar="row", help=f"all, or some of: {' '.join(ROWS)}")
     parser.add_argument("--layers", type=int, default=2, help="of the llama; 12 are 0.75 billion parameters")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--folder", default="/dev/shm", help="for the files; in memory by default")
     parser.add_argument("--json", help="where to write all figures")
     parser.add_argument("--markdown", help="a page whose tables are to be replaced")

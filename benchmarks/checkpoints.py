@@ -14,11 +14,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 
 import numpy as np
+from memory import Peak
 
 SIDES = ("jaxstate", "orbax v1", "orbax v0", "safetensors", "tofile")
 
@@ -101,32 +101,6 @@ def restore(side, path, made):
         return {name: jax.device_put(array) for name, array in found.items()}
 
     return run
-
-
-def anonymous():
-    """Bytes of this process's memory that belong to no file."""
-    with open("/proc/self/status") as status:
-        return next(int(line.split()[1]) * 1024 for line in status if line.startswith("RssAnon"))
-
-
-class Peak:
-    """The most that `anonymous` has answered, asked every millisecond."""
-
-    def __enter__(self):
-        self.start = self.most = anonymous()
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self.watch, daemon=True)
-        self.thread.start()
-        return self
-
-    def watch(self):
-        while not self.done.wait(0.001):
-            self.most = max(self.most, anonymous())
-
-    def __exit__(self, *rest):
-        self.done.set()
-        self.thread.join()
-        self.extra = max(self.most, anonymous()) - self.start
 
 
 def one(what, side, path, mib, leaves):

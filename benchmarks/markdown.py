@@ -11,7 +11,7 @@ def lines(table):
         return table["text"].strip().splitlines()
     rows, size = table["rows"], table["bytes"]
     title = f"{table['table']}, {size / 1e6:.0f} MB" if size else table["table"]
-    head = f"{'':24}{'s':>8}{'CPU s':>8}{'x':>9}{'CPU x':>9}" + f"{'anon':>8}" * bool(size)
+    head = f"{'':24}{'s':>8}{'CPU s':>8}{'x':>9}{'CPU x':>9}{'median':>9}" + f"{'anon':>8}" * bool(size)
     floor = next((row for row in rows.values() if "cpu" in row), {})
     return [title, head, *(_line(name.removeprefix("peer_"), row, floor, size) for name, row in rows.items())]
 
@@ -19,10 +19,9 @@ def lines(table):
 def _line(name, row, floor, size):
     if "cpu" not in row:
         return f"{name:24}  - {row['skipped'][:80]}"
-    ratios = f"{row['wall'] / floor['wall']:9.2f}{row['cpu'] / max(floor['cpu'], 1e-9):9.2f}"
-    return f"{name:24}{row['wall']:8.3f}{row['cpu']:8.3f}{ratios}" + (
-        f"{row['anon'] / size:8.2f}" if size else ""
-    )
+    ratios = [f"{row[key] / max(floor[key], 1e-9):9.2f}" for key in ("wall", "cpu", "median")]
+    memory = f"{row['anon'] / size:8.2f}" if size else ""
+    return f"{name:24}{row['wall']:8.3f}{row['cpu']:8.3f}{''.join(ratios)}{memory}"
 
 
 def replaced(page, name, tables):

@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from checkpoints import Peak
+from memory import Peak
 
 
 def parts(mib, layers, dtype):

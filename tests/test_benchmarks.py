@@ -58,9 +58,9 @@ def test_a_page_gets_the_tables_of_a_row():
         "table": "row",
         "bytes": 10,
         "rows": {
-            "copy": {"wall": 2.0, "cpu": 1.0, "anon": 10},
+            "copy": {"wall": 2.0, "cpu": 1.0, "median": 1.5, "anon": 10},
             "peer_x": {"skipped": "not there"},
-            "ours": {"wall": 3.0, "cpu": 2.5, "anon": 15},
+            "ours": {"wall": 3.0, "cpu": 2.5, "median": 4.5, "anon": 15},
         },
     }
     page = "a\n<!-- small -->\nold\n<!-- end -->\nb\n<!-- row -->\n<!-- end -->\n"
@@ -70,9 +70,9 @@ def test_a_page_gets_the_tables_of_a_row():
         "\n\nprinted\n```\n<!-- end -->\n"
     )
     lines = after.splitlines()
-    assert lines[2].split() == ["copy", "2.000", "1.000", "1.00", "1.00", "1.00"]
+    assert lines[2].split() == ["copy", "2.000", "1.000", "1.00", "1.00", "1.00", "1.00"]
     assert lines[3].split() == ["x", "-", "not", "there"]
-    assert lines[4].split() == ["ours", "3.000", "2.500", "1.50", "2.50", "1.50"]
+    assert lines[4].split() == ["ours", "3.000", "2.500", "1.50", "2.50", "3.00", "1.50"]
     assert markdown.replaced(found, "row", []) != found == markdown.replaced(found, "other", [table])
 
 

@@ -11,6 +11,7 @@ import jax
 import jax.core
 import numpy as np
 
+from jaxstate.arrays.chunks import Chunk, joined
 from jaxstate.arrays.lazy import LazyArray, from_parts
 from jaxstate.errors import BindingError
 
@@ -39,11 +40,31 @@ def unkept(leaf: jax.Array) -> jax.Array:
 
 
 def readable(array: Any) -> np.ndarray | LazyArray:
-    """What parts can be taken of: a view of host memory; of what lies elsewhere, the parts asked for."""
+    """What parts can be taken of: a view of host memory; of what lies elsewhere, the parts asked for.
+
+    What lies in parts is not put together: what is asked for is taken of the parts that have it.
+    """
     here = hosted(array)
     if isinstance(here, np.ndarray | LazyArray):
         return here
-    return from_parts(here.shape, here.dtype, lambda box: np.asarray(here[box]))
+    if not isinstance(here, jax.Array) or isinstance(here, jax.core.Tracer):
+        return _asked(here)
+    parts = {_offset(shard.index): shard.data for shard in here.addressable_shards}  # replicas once
+    chunks = [Chunk(offset, _of_one_device(data)) for offset, data in parts.items()]
+    return joined(here.shape, here.dtype, chunks) if len(chunks) > 1 else chunks[0].values
+
+
+def _offset(index: tuple[slice, ...]) -> tuple[int, ...]:
+    return tuple(span.start or 0 for span in index)
+
+
+def _of_one_device(data: jax.Array) -> np.ndarray | LazyArray:
+    here = hosted(data)
+    return here if isinstance(here, np.ndarray) else _asked(here)
+
+
+def _asked(array: Any) -> LazyArray:
+    return from_parts(array.shape, array.dtype, lambda box: np.asarray(array[box]))
 
 
 class Hosted(Mapping[str, Any]):

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.chunks import Chunk, assembled
 from jaxstate.arrays.lazy import Box, LazyArray, from_parts
 from jaxstate.errors import FileError
 
 from ._dcp_metadata import Contents, Piece, Span, Tensor
 from ._dcp_reader import chunk_of, contents_of, entry_of, explained, files_in, spans_of
 from ._nesting import nested
-from ._tiling import Chunk, assembled
 
 OURS = (
     "jaxstate-"  # what the save_id of `jaxstate.sharded.save` begins with; torch's differ from rank to rank

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxstate.arrays.chunks import Chunk, assembled, joined
 from jaxstate.arrays.lazy import LazyArray
 from jaxstate.errors import FileError
 
@@ -23,7 +24,7 @@ from ._mapping import file_bytes
 from ._members import member
 from ._nesting import nested
 from ._records import Raw
-from ._tiling import Chunk, assembled, check_tiling, joined
+from ._tiling import check_tiling
 
 METADATA = ".metadata"
 

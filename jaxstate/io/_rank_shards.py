@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from jaxstate.arrays.chunks import Chunk, joined
 from jaxstate.errors import FileError
 
 from . import _safetensors_reader
@@ -18,7 +19,7 @@ from ._mapping import file_bytes
 from ._members import member
 from ._records import Raw
 from ._safetensors_reader import offsets
-from ._tiling import Chunk, check_tiling, joined
+from ._tiling import check_tiling
 
 _NAME = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 

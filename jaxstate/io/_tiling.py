@@ -1,4 +1,4 @@
-"""Whether boxes fill an array exactly, and the part of an array that lies in several of them.
+"""Whether boxes fill an array exactly.
 
 A box is an offset and a shape. The test is exact and takes no pair of boxes: take the difference along
 every axis, of the function that counts how many boxes hold a point. For one box that leaves +1 or -1 at each
@@ -7,27 +7,11 @@ of its corners; boxes tile the array if and only if these add up to those of the
 
 from collections import Counter
 from collections.abc import Sequence
-from functools import partial
 from itertools import product
-from typing import NamedTuple
 
-import numpy as np
-
-from jaxstate.arrays.lazy import Box, LazyArray, from_parts
 from jaxstate.errors import FileError
 
 MAX_CORNERS = 1 << 22
-
-
-class Chunk(NamedTuple):
-    """A part of an array: where it starts, and its values."""
-
-    offset: tuple[int, ...]
-    values: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
 
 
 Corners = tuple[tuple[int, ...], tuple[int, ...]]
@@ -65,31 +49,3 @@ def _corners(boxes: Sequence[Corners]) -> dict[tuple[int, ...], int]:
             corner = tuple(o + n * s for o, n, s in zip(offset, shape, side, strict=True))
             count[corner] += -1 if sum(side) % 2 else 1
     return {corner: sign for corner, sign in count.items() if sign}
-
-
-def assembled(chunks: Sequence[Chunk], box: Box, dtype: np.dtype) -> np.ndarray:
-    """The values inside a box, of chunks that tile the array; only those that meet the box are read.
-
-    >>> rows = [Chunk((0, 0), np.array([[1, 2]])), Chunk((1, 0), np.array([[3, 4]]))]
-    >>> assembled(rows, (slice(0, 2, 1), slice(1, 2, 1)), np.dtype(int)).tolist()
-    [[2], [4]]
-    """
-    result = np.empty([span.stop - span.start for span in box], dtype)
-    for chunk in chunks:
-        spans = [_shared(span, o, n) for span, o, n in zip(box, chunk.offset, chunk.shape, strict=True)]
-        if all(low < high for low, high in spans):
-            there = tuple(
-                slice(low - s.start, high - s.start) for (low, high), s in zip(spans, box, strict=True)
-            )
-            here = tuple(slice(low - o, high - o) for (low, high), o in zip(spans, chunk.offset, strict=True))
-            result[there] = chunk.values[here]
-    return result
-
-
-def joined(shape: tuple[int, ...], dtype: np.dtype, chunks: Sequence[Chunk]) -> LazyArray:
-    """The array that chunks tile. Each time that it or a part is asked for, it is assembled anew."""
-    return from_parts(shape, dtype, partial(assembled, chunks, dtype=dtype))
-
-
-def _shared(span: slice, offset: int, length: int) -> tuple[int, int]:
-    return max(span.start, offset), min(span.stop, offset + length)

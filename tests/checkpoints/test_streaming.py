@@ -151,7 +151,7 @@ from pathlib import Path
 sys.path.insert(0, "benchmarks")
 import jax, numpy as np
 import jaxstate as js
-from checkpoints import Peak
+from memory import Peak
 from orbax.checkpoint import v1
 
 folder, count, side = Path(sys.argv[1]), int(sys.argv[2]), 2048

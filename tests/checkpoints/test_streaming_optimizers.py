@@ -184,7 +184,7 @@ from pathlib import Path
 sys.path.insert(0, "benchmarks")
 import jax, numpy as np
 import jaxstate as js
-from checkpoints import Peak
+from memory import Peak
 from jaxstate.commands import main
 from orbax.checkpoint import v1
 

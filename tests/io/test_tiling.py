@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxstate.arrays.chunks import Chunk, assembled
 from jaxstate.errors import FileError
-from jaxstate.io._tiling import Chunk, assembled, check_tiling
+from jaxstate.io._tiling import check_tiling
 
 MANY = settings(max_examples=150, deadline=None, database=None)
 

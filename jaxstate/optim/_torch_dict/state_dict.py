@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from jaxstate.arrays.hosted import hosted
+from jaxstate.arrays.hosted import readable
 from jaxstate.arrays.lazy import LazyArray, from_parts
 from jaxstate.arrays.placement import fresh
 from jaxstate.binding import Binding
@@ -155,7 +155,7 @@ def _order(state: State, group: ParamGroup) -> list[str]:
 
 
 def _owned(array: LazyArray) -> np.ndarray:
-    return fresh(np.asarray(array))
+    return fresh(array)
 
 
 def _as_it_is(array: LazyArray) -> LazyArray:
@@ -171,7 +171,7 @@ def _arrays(state: State, parameters: Parameters, buffer: str) -> dict[str, Lazy
 
 
 def _lazy(leaf: Any) -> LazyArray:
-    return from_parts(leaf.shape, leaf.dtype, lambda box: np.asarray(hosted(leaf)[box]))
+    return from_parts(leaf.shape, leaf.dtype, lambda box: readable(leaf)[box])
 
 
 def _check(state: State, parameters: Parameters, steps: Mapping[str, int]) -> None:
