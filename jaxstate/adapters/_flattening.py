@@ -21,6 +21,7 @@ from jaxstate.layout import tokens
 from jaxstate.rules.declared import Sum
 from jaxstate.rules.rule import Rule
 from jaxstate.rules.running import Running
+from jaxstate.rules.spectral import Spectral
 
 
 def with_flattens(rules: Sequence[Any], reading: Reading, options: Options) -> list[Any]:
@@ -90,9 +91,13 @@ def _fact(layer: Layer) -> _suspicion.Layer | None:
     if not layer.kind:
         return None
     rules = layer.rules(0) if callable(layer.rules) else layer.rules
-    weight = next((rule for rule in rules if isinstance(rule, Rule) and not rule.buffer), None)
-    if weight is None or any(path not in layer.expected for path in weight.paths):
+    parts = [rule.weight if isinstance(rule, Spectral) else rule for rule in rules]
+    own = [rule for rule in parts if isinstance(rule, Rule) and not rule.buffer]
+    found = [rule for rule in own if all(path in layer.expected for path in rule.paths)]
+    if not found:
         return None
+    # A layer around a layer has the weight behind the bias.
+    weight = next((rule for rule in found if len(rule.layout.right) > 1), found[0])
     leaves = {path: jax.ShapeDtypeStruct(layer.expected[path], "float32") for path in weight.paths}
     makes, reads = _widths(weight, weight.of(leaves).shapes[weight.keys[0]])
     return _suspicion.Layer(".".join(layer.key), layer.kind, reads, makes)

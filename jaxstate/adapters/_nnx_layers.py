@@ -46,8 +46,12 @@ def kind_class(module: Any) -> type | None:
 
 
 def kind_of(module: Any) -> str:
-    """What a layer is to its neighbours: "conv", "linear", "norm", "embedding", or "" for anything else."""
-    return _KINDS.get(kind_class(module), "")  # type: ignore[arg-type]
+    """What a layer is to its neighbours: "conv", "linear", "norm", "embedding", or "" for anything else.
+
+    A layer around a layer is what that one is.
+    """
+    kind = kind_class(module)
+    return kind_of(getattr(module, _INSIDE[kind])) if kind in _INSIDE else _KINDS.get(kind, "")  # type: ignore
 
 
 def owner_of(module: Any) -> str:
@@ -205,6 +209,12 @@ _DECLARED: Mapping[type, Callable[[Any], dict[str, tuple[int, ...]]]] = {
     nnx.RMSNorm: lambda m: {"scale": (m.num_features,)},
     nnx.InstanceNorm: lambda m: dict.fromkeys(("scale", "bias"), (m.num_features,)),
     nnx.LoRA: lambda m: {"lora_a": (m.in_features, _rank(m)), "lora_b": (_rank(m), m.out_features)},
+}
+
+_INSIDE: Mapping[Any, str] = {
+    nnx.WeightNorm: "layer_instance",
+    nnx.SpectralNorm: "layer_instance",
+    nnx.LoRA: "base_module",
 }
 
 _KINDS: Mapping[type, str] = {

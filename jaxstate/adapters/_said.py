@@ -13,6 +13,7 @@ from jaxstate.errors import BindingError, near_names
 from jaxstate.rules.declared import Sum
 from jaxstate.rules.rule import Rule
 from jaxstate.rules.running import Running
+from jaxstate.rules.spectral import Spectral
 
 Flattens = Mapping[str, Mapping[int, Merged]]  # by leaf, by dimension
 
@@ -88,7 +89,7 @@ def _features(layer: Layer) -> list[int]:
 def _reads(layer: Layer) -> Iterator[tuple[str, int, int]]:
     """The leaves that meet a layer's input feature by feature, which dimension does, and its length."""
     rules = layer.rules(0) if callable(layer.rules) else layer.rules
-    parts = [part for rule in rules for part in (rule.parts if isinstance(rule, Sum | Running) else [rule])]
+    parts = [part for rule in rules for part in _parts(rule)]
     for part in parts:
         if isinstance(part, Rule) and (axis := _input_axis(part, layer.kind)) in part.layout.left:
             n = part.layout.left.index(axis)
@@ -96,6 +97,14 @@ def _reads(layer: Layer) -> Iterator[tuple[str, int, int]]:
             yield from (
                 (layer.elsewhere.get(path, layer.path + path), n, layer.actual[path][n]) for path in own
             )
+
+
+def _parts(rule: Any) -> Sequence[Any]:
+    return (
+        rule.parts
+        if isinstance(rule, Sum | Running)
+        else [rule.weight if isinstance(rule, Spectral) else rule]
+    )
 
 
 def _input_axis(rule: Rule, kind: str) -> tuple[str, ...] | None:

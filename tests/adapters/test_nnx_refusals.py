@@ -370,3 +370,32 @@ def test_a_power_iteration_over_a_flattened_image_is_refused():
         js.BindingError, match="fc.layer_instance.kernel, .* meet a flattened image, and their"
     ):
         js.bind(Normed(), jnp.ones((1, 2, 2, 2)))
+
+
+WRAPPED = {
+    "alone": lambda linear: linear,
+    "WeightNorm": lambda linear: nnx.WeightNorm(linear, rngs=rngs()),
+    "SpectralNorm": lambda linear: nnx.SpectralNorm(linear, rngs=rngs()),
+    "LoRA": lambda linear: nnx.LoRA(75, 2, 5, base_module=linear, rngs=rngs()),
+}
+
+
+class Flattening(nnx.Module):
+    def __init__(self, wrap):
+        self.conv, self.fc = nnx.Conv(2, 3, (1, 1), rngs=rngs()), wrap(nnx.Linear(75, 5, rngs=rngs()))
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapper_does_not_hide_a_flatten(name):
+    model = Flattening(WRAPPED[name])
+    with pytest.raises(
+        js.BindingError, match="fc may read or make the flattened image of conv: 3 channels of"
+    ):
+        js.bind(model)
+    assert js.bind(model, flatten={}).shapes["conv.weight"] == (3, 2, 1, 1)
+    if name == "SpectralNorm":
+        with pytest.raises(js.BindingError, match="meet a flattened image, and their rule is no layout"):
+            js.bind(model, flatten={"fc": (3, 5, 5)})
+    else:
+        rows = js.bind(model, flatten={"fc": (3, 5, 5)}).rows
+        assert any("(h w c) o -> o (c h w)" in row[2] for row in rows)
