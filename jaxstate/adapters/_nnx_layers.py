@@ -46,7 +46,7 @@ def kind_class(module: Any) -> type | None:
 
 
 def kind_of(module: Any) -> str:
-    """What a layer is to its neighbours: "conv", "linear", "norm", "embedding", or "" for anything else.
+    """What a layer is to its neighbours: "conv", "linear", "norm", "recurrent", ..., or "" for anything else.
 
     A layer around a layer is what that one is.
     """
@@ -229,4 +229,5 @@ _KINDS: Mapping[type, str] = {
     nnx.GroupNorm: "norm",
     nnx.RMSNorm: "norm",
     nnx.InstanceNorm: "norm",
+    **dict.fromkeys((*_CELLS, nnx.RNN, nnx.Bidirectional), "recurrent"),
 }

@@ -14,6 +14,7 @@ from jaxstate.rules.declared import Sum
 from jaxstate.rules.rule import Rule
 from jaxstate.rules.running import Running
 from jaxstate.rules.spectral import Spectral
+from jaxstate.template import holes
 
 Flattens = Mapping[str, Mapping[int, Merged]]  # by leaf, by dimension
 
@@ -91,8 +92,8 @@ def _reads(layer: Layer) -> Iterator[tuple[str, int, int]]:
     rules = layer.rules(0) if callable(layer.rules) else layer.rules
     parts = [part for rule in rules for part in _parts(rule)]
     for part in parts:
-        if isinstance(part, Rule) and (axis := _input_axis(part, layer.kind)) in part.layout.left:
-            n = part.layout.left.index(axis)
+        if isinstance(part, Rule) and (axis := _input_axis(part, layer.kind)) in (left := _own_axes(part)):
+            n = left.index(axis)
             own = [path for path in part.paths if len(layer.actual.get(path, ())) > n]
             yield from (
                 (layer.elsewhere.get(path, layer.path + path), n, layer.actual[path][n]) for path in own
@@ -107,8 +108,16 @@ def _parts(rule: Any) -> Sequence[Any]:
     )
 
 
+def _own_axes(rule: Rule) -> list[tuple[str, ...]]:
+    """The dimensions of a leaf itself, without the axes that live in its name."""
+    named = holes(rule.path)
+    return [axes for axes in rule.layout.left if not set(axes) & set(named)]
+
+
 def _input_axis(rule: Rule, kind: str) -> tuple[str, ...] | None:
     """The axis along which torch's parameter meets the input: a matrix's columns, a norm's only axis."""
+    if rule.key.rpartition(".")[2].startswith("weight_hh"):
+        return None  # what a cell reads there is its own state, which no image becomes
     right = rule.layout.right
     return right[1] if len(right) == 2 else right[0] if kind == "norm" and len(right) == 1 else None
 

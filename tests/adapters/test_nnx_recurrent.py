@@ -158,3 +158,26 @@ def test_multilayer_by_name_inside_a_model():
 
     keys = js.bind(built(lambda: Net(rngs())), multilayer=["lst*"]).keys
     assert keys[0] == "lstm.weight_ih_l0" and keys[7] == "lstm.bias_hh_l1" and keys[8] == "head.weight"
+
+
+class Frames(nnx.Module):
+    """A convolution over frequencies, whose channels an RNN reads frame by frame, flattened."""
+
+    def __init__(self, cell):
+        self.conv, self.rnn = nnx.Conv(3, 4, (1, 1), rngs=rngs()), nnx.RNN(cell(20, 20, rngs=rngs()))
+
+    def __call__(self, x):
+        x = self.conv(x)
+        return self.rnn(x.reshape(*x.shape[:2], -1))
+
+
+@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell, nnx.SimpleCell])
+def test_an_image_that_is_said_is_the_one_that_tracing_finds(cell):
+    """Its own state is as wide as the image here, and is none."""
+    model = Frames(cell)
+    with pytest.raises(js.BindingError, match="rnn may read or make the flattened image of conv: 4 channels"):
+        js.bind(model)
+    said = js.bind(model, flatten={"rnn": (4, 5)})
+    assert said == js.bind(model, jnp.ones((2, 3, 5, 3)))
+    layouts = {row[0]: row[2] for row in said.rows}
+    assert "(w c)" in layouts["rnn.weight_ih_l0"] and "c" not in layouts["rnn.weight_hh_l0"]
