@@ -1,8 +1,13 @@
 """Reads checkpoints of `torch.distributed.checkpoint` in which every rank has metadata of its own.
 
 `__<rank>.metadata` tells of the chunks that its rank wrote. They may lie in one folder or in one of each
-host's; what lies twice is a replica, and one is taken. Where the folder of a host is not there, a tensor has
-gaps: a part of it can be asked for as far as its chunks are there.
+host's. Where the folder of a host is not there, a tensor has gaps: a part of it can be asked for as far as
+its chunks are there.
+
+A chunk that lies twice is taken for a replica: the first is read and the others are not looked at, which
+would be to read all of it again. So of a tensor that every rank wrote whole and meant for itself alone, as
+the state of a generator (torch has `use_collectives=False` for it), that of the first is given. Values that
+are no tensors are small and are compared.
 """
 
 import os
@@ -20,6 +25,8 @@ from jaxstate.errors import FileError
 from ._dcp_metadata import Contents, Piece, Span, Tensor
 from ._dcp_reader import chunk_of, contents_of, entry_of, explained, files_in, spans_of
 from ._nesting import nested
+from ._records import PerRank
+from ._same_values import same_values
 from ._tiling import Chunk, assembled
 
 OURS = (
@@ -98,7 +105,7 @@ def _entry(name: str, row: Sequence[Tensor | Span], files: Mapping[str, np.ndarr
     if len(tensors) < len(row):
         if tensors:
             raise FileError("it is a tensor in one rank and none in another")
-        return entry_of(name, row[0], files)  # a value that is no tensor is every rank's
+        return _value(name, [entry for entry in row if isinstance(entry, Span)], files)
     if len({(tensor.shape, tensor.dtype) for tensor in tensors}) > 1:
         raise FileError("its shape or dtype is not the same in all ranks")
     pieces: dict[Any, Piece] = {}
@@ -107,6 +114,19 @@ def _entry(name: str, row: Sequence[Tensor | Span], files: Mapping[str, np.ndarr
     tensor = tensors[0]._replace(pieces=tuple(pieces.values()))
     held = sum(prod(piece.shape) for piece in tensor.pieces)
     return entry_of(name, tensor, files) if held >= prod(tensor.shape) else _partial(tensor, files)
+
+
+def _value(name: str, spans: Sequence[Span], files: Mapping[str, np.ndarray]) -> object:
+    """What every rank has, or a record of what each has.
+
+    Equal bytes are equal values, but not the other way round: a set of texts is pickled in another order by
+    every process. So where bytes differ, values are compared.
+    """
+    distinct = {files[s.file][s.start : s.start + s.length].tobytes(): s for s in reversed(spans)}
+    first, *others = (entry_of(name, span, files) for span in reversed(distinct.values()))
+    if all(same_values(first, other) for other in others):
+        return first
+    return PerRank({span.file: entry_of(name, span, files) for span in spans})
 
 
 def _partial(tensor: Tensor, files: Mapping[str, np.ndarray]) -> LazyArray:

@@ -137,6 +137,17 @@ def test_parts_of_what_is_in_shards(ranks):
         assert np.array_equal(found[name][index], whole[name].numpy()[index])
 
 
+def test_values_of_each_rank(ranks, same):
+    """What all ranks wrote alike is one value; of what each loads as its own, none is chosen."""
+    found, wholes = load(ranks / "own"), [torch.load(ranks / f"own.{rank}.pt") for rank in range(2)]
+    kept = {key: value for key, value in found.items() if key != "mine"}
+    for rank, whole in enumerate(wholes):
+        same(as_arrays(kept), {key: value for key, value in whole.items() if key != "mine"})
+        assert found["mine"].values[str(ranks / "own" / f"__{rank}_0.distcp")] == whole["mine"] == rank
+    with pytest.raises(FileError, match=r'obj\["mine"\]: a jaxstate.*PerRank is not written'):
+        save(found, ranks / "none.pt")
+
+
 def test_safetensors_of_each_rank(ranks, same, tmp_path):
     """Files of parts are put together; one of them alone is refused where it tells that it is a part."""
     found, whole = load(ranks / "parts"), torch.load(ranks / "mesh.pt")["m"]
