@@ -136,9 +136,9 @@ def _partial(tensor: Tensor, files: Mapping[str, np.ndarray]) -> LazyArray:
             f"numpy has no {tensor.dtype.torch}, and parts of the tensor are not in these folders"
         )
     _check_apart(tensor)
-    full = [piece for piece in tensor.pieces if 0 not in piece.shape]
-    found: list[Any] = [chunk_of(piece, tensor.dtype, files) for piece in full]
-    chunks = [Chunk(piece.offset, values) for piece, values in zip(full, found, strict=True)]
+    placed = [(p, p.span) for p in tensor.pieces if p.span and 0 not in p.shape]
+    found: list[Any] = [chunk_of(piece, span, tensor.dtype, files) for piece, span in placed]
+    chunks = [Chunk(piece.offset, values) for (piece, _), values in zip(placed, found, strict=True)]
     return from_parts(
         tensor.shape, tensor.dtype.numpy, partial(_part, tensor.shape, chunks, tensor.dtype.numpy)
     )
