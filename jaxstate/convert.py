@@ -21,6 +21,7 @@ from jaxstate.arrays.foreign import dtype_of, without_tensors
 from jaxstate.arrays.lazy import LazyArray
 from jaxstate.arrays.placement import fresh, is_parted, narrows, placed, sharding_of
 from jaxstate.binding import AnyRule, Binding, matches
+from jaxstate.comparison import Comparison
 from jaxstate.errors import BindingError, StateDictError, quoted
 from jaxstate.io import Opaque
 from jaxstate.original import warnings_of
@@ -243,9 +244,11 @@ def moved_in(
     leaves = {collection + path: leaf for path, leaf in model_leaves.items()}
     part = binding if only is None else binding.only(only)
     arrays = _chosen(state_dict, prefix, only)
-    untouched = set() if strict else _untouched(part, arrays)
+    untouched: set[str] = set()
     if not strict:
-        arrays = _completed(part, arrays, leaves)
+        comparison = part.compare(arrays)
+        untouched = _untouched(part, comparison)
+        arrays = _completed(part, arrays, leaves, comparison)
     parted = {path for path in part.paths if is_parted(leaves[path])}
     arrays = part.agreeing(arrays, parted)
     _check(part, arrays, leaves, cast, _name_of(model))
@@ -323,16 +326,17 @@ def _chosen(state_dict: Mapping[str, Any], prefix: str, only: Any) -> Mapping[st
     return without_tensors({key: value for key, value in below.items() if matches(key, patterns)})
 
 
-def _untouched(part: Binding, arrays: Mapping[str, Any]) -> set[str]:
+def _untouched(part: Binding, comparison: Comparison) -> set[str]:
     """The leaves of which a file says nothing at all: a count of batches stays with its statistics."""
-    missing = set(part.compare(arrays).missing_keys)
+    missing = set(comparison.missing_keys)
     silent = [rule for rule in part.rules if rule.keys and missing.issuperset(rule.keys)]
     return {path for rule in silent for path in rule.paths}
 
 
-def _completed(part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any]) -> Mapping[str, Any]:
+def _completed(
+    part: Binding, arrays: Mapping[str, Any], leaves: Mapping[str, Any], comparison: Comparison
+) -> Mapping[str, Any]:
     """Without what is unexpected, and with the model's own values for what is missing."""
-    comparison = part.compare(arrays)
     known = {key: array for key, array in arrays.items() if key not in comparison.unexpected_keys}
     if not comparison.missing_keys:
         return known

@@ -288,3 +288,14 @@ def test_a_module_that_was_pickled_whole_is_no_state_dict_and_the_error_says_how
             call(record)
     loaded = js.load_state_dict(model, js.io.state_dict_of(record))
     np.testing.assert_array_equal(loaded.kernel[...], theirs.weight.detach().numpy().T)
+
+
+@pytest.mark.parametrize("strict, looks", [(True, 1), (False, 2)])
+def test_a_tied_array_is_looked_at_no_more_than_needed(strict, looks):
+    """Once for what is wrong; and if not strict once before, for what is to be left out or kept."""
+    read, wte = [], np.arange(6, dtype="float32").reshape(3, 2)
+    head = js.LazyArray(wte.shape, wte.dtype, lambda: read.append("head") or wte.copy())
+    binding = js.Binding((js.Rule("wte", "wte", "v d -> v d"), js.Tied("head", "wte")))
+    given = {"wte": wte, "head": head, **({} if strict else {"extra": wte})}
+    loaded = js.load_state_dict({"wte": jnp.zeros((3, 2))}, given, binding, strict=strict)
+    assert loaded["wte"].tolist() == wte.tolist() and len(read) == looks

@@ -6,6 +6,7 @@ from ._files import load as load
 from ._files import save as save
 from ._records import Global as Global
 from ._records import Opaque as Opaque
+from ._records import PerRank as PerRank
 from ._records import Raw as Raw
 from ._records import Storage as Storage
 from ._state_dicts import state_dict_of as state_dict_of

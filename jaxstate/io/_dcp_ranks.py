@@ -1,8 +1,12 @@
 """Reads checkpoints of `torch.distributed.checkpoint` in which every rank has metadata of its own.
 
 `__<rank>.metadata` tells of the chunks that its rank wrote. They may lie in one folder or in one of each
-host's; what lies twice is a replica, and one is taken. Where the folder of a host is not there, a tensor has
-gaps: a part of it can be asked for as far as its chunks are there.
+host's. Where the folder of a host is not there, a tensor has gaps: a part of it can be asked for as far as
+its chunks are there.
+
+What lies twice is compared, tensors by their checksums. Where ranks differ in a value or in a whole tensor,
+each meant its own, as the state of a generator (torch has `use_collectives=False` for it), and which of them
+is asked for cannot be known: it becomes a record of all, `PerRank`.
 """
 
 import os
@@ -20,7 +24,12 @@ from jaxstate.errors import FileError
 
 from ._dcp_metadata import Contents, Piece, Span, Tensor
 from ._dcp_reader import chunk_of, contents_of, entry_of, explained, files_in, spans_of
+from ._dcp_replicas import differ
 from ._nesting import nested
+from ._records import PerRank
+from ._same_values import same_values
+
+Index = tuple[int, ...]
 
 OURS = (
     "jaxstate-"  # what the save_id of `jaxstate.sharded.save` begins with; torch's differ from rank to rank
@@ -98,15 +107,42 @@ def _entry(name: str, row: Sequence[Tensor | Span], files: Mapping[str, np.ndarr
     if len(tensors) < len(row):
         if tensors:
             raise FileError("it is a tensor in one rank and none in another")
-        return entry_of(name, row[0], files)  # a value that is no tensor is every rank's
+        return _value(name, [entry for entry in row if isinstance(entry, Span)], files)
     if len({(tensor.shape, tensor.dtype) for tensor in tensors}) > 1:
         raise FileError("its shape or dtype is not the same in all ranks")
-    pieces: dict[Any, Piece] = {}
+    places: dict[Any, list[Piece]] = {}
     for piece in (piece for tensor in tensors for piece in tensor.pieces):
-        pieces.setdefault((piece.offset, piece.shape), piece)
-    tensor = tensors[0]._replace(pieces=tuple(pieces.values()))
+        places.setdefault((piece.offset, piece.shape), []).append(piece)
+    for (offset, shape), pieces in places.items():
+        if differ(pieces, tensors[0].dtype, files):
+            return _contradicting(tensors[0], offset, shape, pieces, files)
+    tensor = tensors[0]._replace(pieces=tuple(pieces[0] for pieces in places.values()))
     held = sum(prod(piece.shape) for piece in tensor.pieces)
     return entry_of(name, tensor, files) if held >= prod(tensor.shape) else _partial(tensor, files)
+
+
+def _contradicting(
+    tensor: Tensor, offset: Index, shape: Index, pieces: Sequence[Piece], files: Mapping[str, np.ndarray]
+) -> PerRank:
+    """What each rank has of a tensor that all of them wrote whole; a part of one is never a rank's own."""
+    spans = [piece.span for piece in pieces if piece.span]
+    if shape != tensor.shape:
+        named = ", ".join(span.file for span in spans)
+        raise FileError(f"the part of shape {shape} at {offset} is not the same in {named}")
+    return PerRank({span.file: chunk_of(pieces[0], span, tensor.dtype, files) for span in spans})
+
+
+def _value(name: str, spans: Sequence[Span], files: Mapping[str, np.ndarray]) -> object:
+    """What every rank has, or a record of what each has.
+
+    Equal bytes are equal values, but not the other way round: a set of texts is pickled in another order by
+    every process. So where bytes differ, values are compared.
+    """
+    distinct = {files[s.file][s.start : s.start + s.length].tobytes(): s for s in reversed(spans)}
+    first, *others = (entry_of(name, span, files) for span in reversed(distinct.values()))
+    if all(same_values(first, other) for other in others):
+        return first
+    return PerRank({span.file: entry_of(name, span, files) for span in spans})
 
 
 def _partial(tensor: Tensor, files: Mapping[str, np.ndarray]) -> LazyArray:
@@ -116,9 +152,9 @@ def _partial(tensor: Tensor, files: Mapping[str, np.ndarray]) -> LazyArray:
             f"numpy has no {tensor.dtype.torch}, and parts of the tensor are not in these folders"
         )
     _check_apart(tensor)
-    full = [piece for piece in tensor.pieces if 0 not in piece.shape]
-    found: list[Any] = [chunk_of(piece, tensor.dtype, files) for piece in full]
-    chunks = [Chunk(piece.offset, values) for piece, values in zip(full, found, strict=True)]
+    placed = [(p, p.span) for p in tensor.pieces if p.span and 0 not in p.shape]
+    found: list[Any] = [chunk_of(piece, span, tensor.dtype, files) for piece, span in placed]
+    chunks = [Chunk(piece.offset, values) for (piece, _), values in zip(placed, found, strict=True)]
     return from_parts(
         tensor.shape, tensor.dtype.numpy, partial(_part, tensor.shape, chunks, tensor.dtype.numpy)
     )

@@ -117,9 +117,7 @@ def _value(span: Span, files: Mapping[str, np.ndarray]) -> object:
 def _tensor(tensor: Tensor, files: Mapping[str, np.ndarray]) -> np.ndarray | Raw | LazyArray:
     check_tiling(tensor.shape, [(piece.offset, piece.shape) for piece in tensor.pieces])
     full = [piece for piece in tensor.pieces if 0 not in piece.shape]
-    found: list[Any] = [
-        chunk_of(piece, tensor.dtype, files) for piece in full or tensor.pieces[:1] if piece.span
-    ]
+    found: list[Any] = [chunk_of(p, p.span, tensor.dtype, files) for p in full or tensor.pieces[:1] if p.span]
     if len(found) == 1:
         return found[0]
     if tensor.dtype.numpy is None:
@@ -128,20 +126,19 @@ def _tensor(tensor: Tensor, files: Mapping[str, np.ndarray]) -> np.ndarray | Raw
     return joined(tensor.shape, tensor.dtype.numpy, chunks)
 
 
-def chunk_of(piece: Piece, dtype: Dtype, files: Mapping[str, np.ndarray]):
-    """The values of one chunk, which must be what its tensor is."""
-    assert piece.span is not None
-    array = _value(piece.span, files)
+def chunk_of(piece: Piece, span: Span, dtype: Dtype, files: Mapping[str, np.ndarray]):
+    """The values of one chunk, which lie there and must be what its tensor is."""
+    array = _value(span, files)
     name = array.dtype if isinstance(array, Raw) else getattr(array, "dtype", None)
     expected = dtype.torch if dtype.numpy is None else dtype.numpy
     if not isinstance(array, (np.ndarray, Raw)) or (array.shape, name) != (piece.shape, expected):
         raise FileError(
-            f"{METADATA} has {dtype.torch} of shape {piece.shape} at {piece.offset}, and {piece.span.file} a "
+            f"{METADATA} has {dtype.torch} of shape {piece.shape} at {piece.offset}, and {span.file} a "
             f"{type(array).__name__} of {name} and shape {getattr(array, 'shape', None)}"
         )
     # torch writes a chunk in full, so that what is put together is no larger than the files.
-    if (array.data if isinstance(array, Raw) else array).nbytes > piece.span.length:
-        raise FileError(f"the chunk at {piece.offset} unfolds {piece.span.length} bytes to more")
+    if (array.data if isinstance(array, Raw) else array).nbytes > span.length:
+        raise FileError(f"the chunk at {piece.offset} unfolds {span.length} bytes to more")
     return array
 
 

@@ -1,9 +1,12 @@
 """What a file says and we do not act upon: names, calls that are never made, bytes without a numpy dtype.
 
+Or what files say that do not agree.
+
 Records are inert. They compare and hash by identity, because a file may nest them so that comparing,
 hashing or printing their contents would never end.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -88,3 +91,22 @@ class Storage:
     key: str
     numel: int
     data: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
+class PerRank:
+    """A value that each rank of a `torch.distributed.checkpoint` wrote for itself, and not all the same.
+
+    torch gives each rank its own back. Which one is meant by a reader that is none of them cannot be known.
+
+    Attributes:
+        values: of each rank, by the path of the file in which it lies.
+
+    >>> PerRank({"net/__0_0.distcp": 3, "net/__1_0.distcp": 4})
+    PerRank(net/__0_0.distcp, net/__1_0.distcp)
+    """
+
+    values: Mapping[str, object]
+
+    def __repr__(self) -> str:
+        return f"PerRank({', '.join(self.values)})"

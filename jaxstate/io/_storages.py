@@ -29,9 +29,10 @@ class Payload:
 
     def fetch(self) -> np.ndarray:
         """The values, as they lie in memory: their bytes are those of the array in C order."""
-        if self.stop:
-            return _memory(self.leaf.memory, self.stop - self.start)
-        return self.leaf.fetch()
+        memory = self.leaf.memory
+        if memory is None or not self.stop:
+            return self.leaf.fetch()
+        return _memory(memory, self.stop - self.start)
 
 
 class Place(NamedTuple):
@@ -86,11 +87,13 @@ class _Span(NamedTuple):
     start: int
     stop: int
     leaf: Leaf
+    memory: np.ndarray
 
 
 def _overlapping(leaves: Iterable[Leaf]) -> list[list[_Span]]:
     """The groups of two and more arrays of one dtype whose spans of memory overlap."""
-    spans = [_Span(*byte_bounds(leaf.memory), leaf) for leaf in leaves if leaf.memory is not None]
+    found = ((leaf, leaf.memory) for leaf in leaves if leaf.memory is not None)
+    spans = [_Span(*byte_bounds(memory), leaf, memory) for leaf, memory in found]
     groups: list[list[_Span]] = []
     reach = 0
     for span in sorted(spans, key=lambda span: (span.leaf.dtype.torch, span.start)):
@@ -115,8 +118,7 @@ def _shared(group: list[_Span]) -> dict[int, Place]:
 
 
 def _inside(payload: Payload, span: _Span) -> Place:
-    itemsize, memory = span.leaf.dtype.itemsize, span.leaf.memory
-    assert memory is not None
+    itemsize, memory = span.leaf.dtype.itemsize, span.memory
     steps = [
         step // itemsize if n > 1 else natural
         for n, step, natural in zip(memory.shape, memory.strides, _contiguous(memory.shape), strict=True)
@@ -124,8 +126,7 @@ def _inside(payload: Payload, span: _Span) -> Place:
     return Place(payload, (span.start - payload.start) // itemsize, tuple(steps))
 
 
-def _memory(first: np.ndarray | None, size: int) -> np.ndarray:
+def _memory(first: np.ndarray, size: int) -> np.ndarray:
     """`size` bytes from the first element of the array on: what the arrays of one group span together."""
-    assert first is not None
     corner = first[(slice(0, 1),) * first.ndim].reshape(1).view(np.uint8)
     return as_strided(corner, (size,), (1,), writeable=False)

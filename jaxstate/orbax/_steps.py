@@ -78,14 +78,14 @@ class Steps:
         if self._removes:
             remove_begun(folder / "*")
         self.checkpoints = list(_whole_on_all(folder, shared))
-        self._begun: Step | None = None
+        self._begun: tuple[Step, ...] = ()
 
     def save_checkpointables_async(self, step: int, items: dict[str, Any], metrics: Any) -> Any:
         """Begin to write a step; if this host alone has it, what it has goes."""
         path = self._folder / str(step)
         if not self._shared and path.exists():
             _remove_left(path)
-        self._begun = Step(step, metrics or {})
+        self._begun = (Step(step, metrics or {}),)
         return begin(path, {**items, RECORD: {**items[RECORD], "metrics": metrics or {}}}, self._shared)
 
     def wait(self) -> None:
@@ -93,14 +93,13 @@ class Steps:
 
     def settle(self) -> None:
         """The step that was begun is whole on all hosts: remove those that it supersedes."""
-        assert self._begun is not None
-        steps = [*self.checkpoints, self._begun]
+        steps = [*self.checkpoints, *self._begun]
         kept = self._keep.kept(steps)
         for found in (found for found in steps if self._removes and found.step not in kept):
             shutil.rmtree(self._folder / str(found.step), ignore_errors=True)
         self.checkpoints = [found for found in steps if found.step in kept]
-        if self._removes and self._begun.metrics and self._begun.step in kept:
-            _note(self._folder / str(self._begun.step), self._begun.metrics)
+        for found in (found for found in self._begun if self._removes and found.step in kept):
+            _note(self._folder / str(found.step), found.metrics)
 
     def close(self) -> None:
         """There is nothing to let go of."""
@@ -138,7 +137,9 @@ def _records(folder: Path) -> Iterator[tuple[int, tuple[int, Mapping[str, float]
 
 
 def _note(path: Path, metrics: Mapping[str, float]) -> None:
-    """Put the metrics where Orbax's own checkpointer looks for them."""
+    """Put the metrics, if there are any, where Orbax's own checkpointer looks for them."""
+    if not metrics:
+        return
     (path / "metrics").mkdir(exist_ok=True)
     (path / "metrics" / "metrics").write_text(json.dumps(dict(metrics)))
 

@@ -4,12 +4,15 @@ What both sides have goes over as its Rule says. The padding has no counterpart,
 stands there, and whether anything else may be left out. Nothing is cut or made up that was not said.
 """
 
+import cmath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import inf
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxstate.arrays.hosted import readable
@@ -32,13 +35,17 @@ class Padded(Entry):
         axis: along which one is longer; it stands in the arrays of both, alone or in brackets.
         length: torch's, of that axis. JAX's is the leaf's.
         value: what stands in the padding; None for what the side that has it holds: the model's own values
-            stay as they are when a file is loaded, the file's when it is written (`Binding.like`).
+            stay as they are when a file is loaded, the file's when it is written (`Binding.like`). The
+            array's dtype must hold it: a float's up to rounding, which changes it by half of it at most (so
+            0.1 in float32, but in float16 neither 1e9, an infinity there, nor 1e-9, a zero), an integer's and
+            a bool's to the last digit. nan and inf are values of the floats that have them.
         drop: True if it may hold anything else, which is then left out on the way to the other side.
         here: JAX's length, where known; `of` fills it in.
         kept: the padding of a file, by key; `own` that of the model, by path.
 
     Raises:
-        BindingError: an axis that the arrays do not have, a length that is none.
+        BindingError: an axis that the arrays do not have, a length that is none; from `of` and the two ways
+            across, a value that the array's dtype does not hold.
 
     >>> rule = Padded(Rule("wte.weight", "wte.embedding", "v d -> v d"), "v", 3)
     >>> rule = rule.of({"wte.embedding": np.zeros((4, 2), "float32")})
@@ -136,6 +143,8 @@ class Padded(Entry):
         core = resized(whole, self.axis, min(here, self.length), whole.shape)
         core = core.of({path: jax.ShapeDtypeStruct(core.shape or (), whole.dtype) for path in core.paths})
         new = replace(self, rule=core, here=here, own={})
+        if not new._in_torch:
+            new._check_held(np.dtype(whole.dtype))
         return replace(new, own=new._own_padding(leaves)) if self.value is None else new
 
     def like(self, state_dict: Arrays) -> "Padded":
@@ -218,10 +227,22 @@ class Padded(Entry):
         return self._joint.lazy_split(readable(array))
 
     def _is_said(self, padding: LazyArray) -> bool:
-        """True if every element is what was declared, to the bit."""
-        if self.value is None:
+        """True if every element is what was declared, to the bit, in a dtype that holds it."""
+        if self.value is None or not _holds(padding.dtype, self.value):
             return False
         return same_bits(padding, np.full(padding.shape, self.value, padding.dtype))
+
+    def _check_held(self, dtype: np.dtype) -> None:
+        if self.value is not None and not _holds(dtype, self.value):
+            raise BindingError(
+                f"{self!r}: no {dtype} is {self.value!r}; say a value= that {dtype} holds, or value=None for "
+                "what the side that has the padding holds"
+            )
+
+    def _filled(self, dtype: np.dtype) -> np.ndarray:
+        """A padding of what was declared."""
+        self._check_held(dtype)
+        return np.full(self._joint.piece(1), self.value, dtype)
 
     def _there(self, key: str, dtype: Any) -> np.ndarray:
         """The padding of torch's array."""
@@ -229,13 +250,14 @@ class Padded(Entry):
             return self.kept[key].astype(dtype)
         if self.value is None:
             raise BindingError(_lost(key))
-        return np.full(self._joint.piece(1), self.value, dtype)
+        return self._filled(np.dtype(dtype))
 
     def _here(self, path: str, dtype: Any) -> np.ndarray:
         """The padding of a leaf, in a dtype that holds it, and what the file holds besides."""
-        dtype = _common(np.dtype(dtype), np.dtype(self.rule.dtype or dtype))
+        wanted = np.dtype(self.rule.dtype or dtype)
+        dtype = _common(np.dtype(dtype), wanted)
         if self.value is not None:
-            return np.full(self._joint.piece(1), self.value, dtype)
+            return self._filled(wanted).astype(dtype)
         if path not in self.own:
             raise BindingError(
                 f"the padding of leaf {path} is its own, and the model is abstract: say value="
@@ -246,6 +268,33 @@ class Padded(Entry):
         """What the padding of these leaves holds, if they are not abstract."""
         real = {p: leaves[p] for p in self.paths if not isinstance(leaves[p], jax.ShapeDtypeStruct)}
         return {} if self._in_torch else {path: self._joint.split(leaf)[1] for path, leaf in real.items()}
+
+
+def _holds(dtype: np.dtype, value: Any) -> bool:
+    """True if the dtype has this value: a float's up to rounding, any other's to the last digit.
+
+    >>> _holds(np.dtype("float16"), 0.1), _holds(np.dtype("float16"), 1e9), _holds(np.dtype("int8"), 0.5)
+    (True, False, False)
+    """
+    if isinstance(value, np.complexfloating):
+        return np.issubdtype(dtype, np.complexfloating) and _rounds(dtype, value)
+    if jnp.issubdtype(dtype, np.inexact):
+        return _rounds(dtype, value)
+    least, most = (0, 1) if dtype.kind == "b" else (int(jnp.iinfo(dtype).min), int(jnp.iinfo(dtype).max))
+    with np.errstate(invalid="ignore"):  # an infinity leaves no remainder that is a number
+        return bool(value % 1 == 0) and least <= value <= most
+
+
+def _rounds(dtype: np.dtype, value: Any) -> bool:
+    """True if rounding changes a value by half of it at most; it makes an infinity of none, and no zero."""
+    try:
+        with np.errstate(all="ignore"):
+            value, found = complex(value), complex(np.full((), value, dtype).astype(np.complex128))
+    except (OverflowError, TypeError):  # of an int that no float is; or none of 64 bits, for ml_dtypes
+        return False
+    if cmath.isnan(value):
+        return cmath.isnan(found)
+    return found == value or 2 * abs(found - value) <= abs(value) < inf
 
 
 def _common(one: np.dtype, other: np.dtype) -> np.dtype:

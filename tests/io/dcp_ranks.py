@@ -2,7 +2,8 @@
 
     python dcp_ranks.py FOLDER
 
-Written are FOLDER/mesh and FOLDER/fsdp, and what they hold as whole tensors in FOLDER/*.pt; and in
+Written are FOLDER/mesh and FOLDER/fsdp, and what they hold as whole tensors in FOLDER/*.pt; in FOLDER/own
+tensors and values with metadata of each rank, and in FOLDER/own.<rank>.pt what it loads of these; and in
 FOLDER/parts some tensors of the first, as each rank's safetensors. Where there is a FOLDER/ours, each rank
 loads its shards of it, and FOLDER/ours.pt has them gathered.
 """
@@ -59,6 +60,19 @@ def gathered(obj):
     return obj.full_tensor() if isinstance(obj, DTensor) else obj
 
 
+def own(rank, mesh, folder):
+    """Without collectives every rank writes all values, its own ones too, and loads those again."""
+    rows = tensors(mesh)["rows"]
+    obj = {"rows": rows, "epoch": 3, "texts": (set("abcdefgh"), float("nan"), torch.ones(2)), "mine": rank}
+    obj |= {"both": torch.arange(6.0), "random": torch.arange(5.0) * (rank + 1)}
+    dcp.save(obj, checkpoint_id=folder / "own", use_collectives=False)
+    dist.barrier()
+    found = {"rows": rows * 0, "epoch": None, "texts": None, "mine": None}
+    found |= {"both": torch.zeros(6), "random": torch.zeros(5)}
+    dcp.load(found, checkpoint_id=folder / "own")
+    torch.save(gathered(found), folder / f"own.{rank}.pt")
+
+
 def main(rank, folder):
     folder = Path(folder)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
@@ -71,6 +85,7 @@ def main(rank, folder):
         whole = gathered(obj)
         if rank == 0:
             torch.save(whole, folder / f"{name}.pt")
+    own(rank, mesh, folder)
     parts = {key: mesh_state["m"][key] for key in ("rows", "columns", "same", "half")}
     writer = HuggingFaceStorageWriter(
         str(folder / "parts"), fqn_to_index_mapping=dict.fromkeys(parts, 1), save_distributed=True

@@ -137,6 +137,20 @@ def test_parts_of_what_is_in_shards(ranks):
         assert np.array_equal(found[name][index], whole[name].numpy()[index])
 
 
+def test_values_of_each_rank(ranks, same):
+    """What all ranks wrote alike is one value; of what each loads as its own, none is chosen."""
+    found, wholes = load(ranks / "own"), [torch.load(ranks / f"own.{rank}.pt") for rank in range(2)]
+    own = ("mine", "random")
+    kept = {key: value for key, value in found.items() if key not in own}
+    assert isinstance(kept["both"], np.ndarray)
+    for rank, whole in enumerate(wholes):
+        same(as_arrays(kept), {key: value for key, value in whole.items() if key not in own})
+        mine, random = (found[key].values[str(ranks / "own" / f"__{rank}_0.distcp")] for key in own)
+        assert mine == whole["mine"] == rank and np.array_equal(random, whole["random"].numpy())
+    with pytest.raises(FileError, match=r'obj\["mine"\]: a jaxstate.*PerRank is not written'):
+        save(found, ranks / "none.pt")
+
+
 def test_safetensors_of_each_rank(ranks, same, tmp_path):
     """Files of parts are put together; one of them alone is refused where it tells that it is a part."""
     found, whole = load(ranks / "parts"), torch.load(ranks / "mesh.pt")["m"]

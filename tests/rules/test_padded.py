@@ -292,3 +292,75 @@ def test_what_is_no_padding_is_refused(make, words):
     with pytest.raises(BindingError) as caught:
         make()
     assert words in str(caught.value)
+
+
+REFUSED = {
+    "a fraction of an int": ("int8", 0.5),
+    "beyond an int": ("int8", 128),
+    "below an unsigned int": ("uint8", -1),
+    "nan of an int": ("int32", float("nan")),
+    "more than a bool": ("bool", 2),
+    "inf of an int": ("int32", np.float32("inf")),
+    "float16 at infinity": ("float16", 1e9),
+    "float16 at zero": ("float16", 1e-9),
+    "a float8 without infinity": (ml_dtypes.float8_e4m3fn, float("inf")),
+    "a float4 that saturates": (ml_dtypes.float4_e2m1fn, 100.0),
+    "complex in a float": ("float32", np.complex64(1 + 2j)),
+    "an int beyond floats": ("float64", 10**400),
+}
+
+
+@pytest.mark.parametrize("dtype, value", REFUSED.values(), ids=REFUSED)
+def test_a_value_that_a_dtype_does_not_hold_is_refused(dtype, value):
+    whole, core = np.zeros((8, 3), dtype), np.zeros((5, 3), dtype)
+    words = f"{vocabulary(5, value=value)!r}: no {whole.dtype} is {value!r}; say a value= that"
+    with pytest.raises(BindingError) as caught:
+        bound(vocabulary(5, value=value), whole)
+    assert words in str(caught.value)
+    longer = bound(vocabulary(8, value=value), core)
+    for way in (longer.state_dict, longer.rules[0].lazy_state_dict):
+        with pytest.raises(BindingError, match="; say a value= that"):
+            way({"wte": core})
+
+
+def test_a_dtype_that_only_the_leaf_has_is_looked_at_before_a_cast():
+    file, padded = {"wte.weight": numbers(5, 3)}, bound(vocabulary(5), np.zeros((8, 3), "float16")).rules[0]
+    for way in (replace(padded, value=1e9).leaves, replace(padded, value=1e9).lazy_leaves):
+        with pytest.raises(BindingError, match="no float16 is 1000000000.0"):
+            way(file)
+
+
+@pytest.mark.parametrize(
+    "dtype, value, cast", [("int8", 0.5, 0), ("float16", 1e9, np.inf), ("int8", 300, 44)]
+)
+def test_a_file_does_not_hold_what_a_value_would_be_cut_to(dtype, value, cast):
+    file = np.full((8, 3), cast, dtype)
+    (rule,) = bound(vocabulary(8, value=value), np.zeros((5, 3), "float32")).rules
+    assert rule.odd_arrays({"wte.weight": file}) == ["wte.weight"]
+    kept = rule.like({"wte.weight": file}).kept["wte.weight"]
+    assert kept.tobytes() == file[5:].tobytes()
+
+
+@pytest.mark.parametrize(
+    "dtype, value",
+    [
+        ("float32", 0.1),
+        ("float16", 65510.0),
+        ("float32", 3.4028235e38),
+        ("float16", float("nan")),
+        ("float32", -float("inf")),
+        ("float64", 2**53 + 1),
+        (ml_dtypes.bfloat16, 1e9),
+        ("int64", 1e9),
+        ("uint64", 2**64 - 1),
+        ("bool", True),
+        (ml_dtypes.int4, -8),
+        ("complex64", np.complex64(1 + 2j)),
+    ],
+)
+def test_a_value_is_rounded_as_its_dtype_does(dtype, value):
+    core, expected = np.ones((5, 3), dtype), np.array(value).astype(dtype)
+    padding = bound(vocabulary(8, value=value), core).state_dict({"wte": core})["wte.weight"][5:]
+    assert padding.dtype == core.dtype and padding.tobytes() == expected.tobytes() * 9
+    leaf = bound(vocabulary(5, value=value), np.ones((8, 3), dtype)).leaves({"wte.weight": core})["wte"]
+    assert leaf[5:].tobytes() == padding.tobytes()

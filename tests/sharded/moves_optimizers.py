@@ -30,6 +30,8 @@ BINDING = js.Binding(
         js.Rule("fc", "fc", "(h w c) o -> o (c h w)", h=2, w=5),
         js.Rule("one.weight", "one", "i o -> o i"),
         js.Rule("two.weight", "two", "i o -> o i"),
+        js.Fused([js.Rule("mlp.weight", path, "i o -> o i") for path in ("up", "gate")], "o"),
+        js.Fused([js.Rule(f"{k}.weight", "kv", "i o -> o i", o=n) for k, n in (("k", 4), ("v", 12))], "o"),
         js.Rule("norm", "norm", "a -> a"),
         js.Tied("head.weight", "wte.weight"),
     )
@@ -44,9 +46,13 @@ LEAVES = {
     "fc": ((40, 16), P("x")),
     "one": ((8, 8), P("x", "y")),
     "two": ((8, 8), P("y", "x")),
+    "up": ((8, 12), P("x", "y")),
+    "gate": ((8, 4), P(None, "x")),
+    "kv": ((6, 16), P("y", "x")),
     "norm": ((10,), P()),
 }
 TURNED = {"h.q": P(None, "x", None, "y"), "wte": P(None, "x"), "fc": P("y", "x"), "conv": P(), "one": P("y")}
+TURNED |= {"up": P(None, "x"), "gate": P("y"), "kv": P(None, ("x", "y"))}
 GROUPS = ({"params": "norm", "lr": 0.02}, {"params": lambda name: name != "norm"})
 MAKE = {
     "adamw": lambda binding: js.optim.adamw(lr=0.1, amsgrad=True, param_groups=GROUPS),
