@@ -6,8 +6,8 @@
 Every row is a process of its own, or several that share a mesh of one device each. What is taken is the time
 of the call alone and the CPU time of one process, in the fastest round; the bytes that it asks its files for;
 and by how much its anonymous memory (RssAnon) peaked above what it was, in the worst. glibc is told to give
-freed blocks back, so that the account is exact. The folder is in memory by default, and no disk is measured; with --folder it is where you
-say, and a disk may still be writing when the call comes back.
+freed blocks back, so that the account is exact. The folder is in memory by default, and no disk is measured;
+with --folder it is where you say, and a disk may still be writing when the call comes back.
 
 What follows for 70 and 405 billion parameters is printed last, as docs/scaling.md has it: the figures of
 bfloat16 times the sizes. --tables keeps what was measured in a file, or prints the tables of such a file.
