@@ -1,7 +1,8 @@
 """All rows, or the named ones, as tables of ratios and as JSON.
 
     python -m benchmarks [import export open small convolutions scanned sharded adam step ...]
-                         [--layers 2] [--runs 9] [--folder /dev/shm] [--json FILE] [--markdown FILE] [--tiny]
+                         [--layers 2] [--dtypes bfloat16 float32] [--runs 9] [--folder /dev/shm]
+                         [--json FILE] [--markdown FILE] [--tiny]
 
 Each method is a process of its own: one warm-up, whose result is compared with the other methods', then the
 runs, of which the fastest counts. `CPU s` is CPU seconds of all threads, `anon` by how much anonymous memory
@@ -57,7 +58,7 @@ def shown(table):
 
 def import_(options, folder):
     """A llama into an NNX model, all kernels transposed; and into a dict as it lies."""
-    for dtype in DTYPES:
+    for dtype in options["dtypes"]:
         wanted = {**options, "dtype": dtype}
         paths = _files(wanted, folder)
         for kind, transposed in (("safetensors", True), ("pt", True), ("safetensors", False)):
@@ -88,7 +89,7 @@ def _files(options, folder):
 
 def export(options, folder):
     """A llama from an NNX model, all kernels transposed back; and from a dict as it lies."""
-    for dtype in DTYPES:
+    for dtype in options["dtypes"]:
         for transposed in (True, False):
             wanted = {**options, "dtype": dtype, "transposed": transposed}
             how = "kernels transposed" if transposed else "as it lies"
@@ -212,6 +213,9 @@ def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("rows", nargs="*", metavar="row", help=f"all, or some of: {' '.join(ROWS)}")
     parser.add_argument("--layers", type=int, default=2, help="of the llama; 12 are 0.75 billion parameters")
+    parser.add_argument(
+        "--dtypes", nargs="*", choices=DTYPES, default=DTYPES, help="of the llama; both by default"
+    )
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--folder", default="/dev/shm", help="for the files; in memory by default")
     parser.add_argument("--json", help="where to write all figures")
@@ -220,7 +224,13 @@ def main():
     asked = parser.parse_args()
     if unknown := [name for name in asked.rows if name not in ROWS]:
         parser.error(f"no such row: {' '.join(unknown)}; there are {' '.join(ROWS)}")
-    options = {"layers": asked.layers, "runs": asked.runs, **SIZES, **(TINY if asked.tiny else {})}
+    options = {
+        "layers": asked.layers,
+        "dtypes": asked.dtypes,
+        "runs": asked.runs,
+        **SIZES,
+        **(TINY if asked.tiny else {}),
+    }
     tables = []
     with tempfile.TemporaryDirectory(dir=asked.folder) as folder:
         for name in asked.rows or ROWS:

@@ -83,7 +83,7 @@ def _orthogonal(g: Any, group: Any) -> Any:
 
     torch computes in bfloat16, and rounds once for each matrix product with what is added to it. Here the
     arrays are float32 that hold such numbers, as a compiler keeps to `reduce_precision` but feels free to
-    leave out casts. Products of them are exact in any precision that a device multiplies float32 in.
+    leave out casts.
     """
     (a, b, c), wide = group["ns_coefficients"], g.shape[0] <= g.shape[1]
     x = _bfloat16(g).astype(jnp.float32)
@@ -92,12 +92,21 @@ def _orthogonal(g: Any, group: Any) -> Any:
     x = _bfloat16(x / jnp.maximum(_bfloat16(jnp.sqrt(jnp.sum(x * x))), eps))
 
     def step(_: Any, x: Any) -> Any:
-        xx = _bfloat16(x @ x.T)
+        xx = _bfloat16(_product(x, x, along=1))  # XX'
         # X = a X + (b XX' + c (XX')^2) X
-        return _bfloat16(a * x + _bfloat16(b * xx + c * (xx @ xx)) @ x)
+        return _bfloat16(a * x + _product(_bfloat16(b * xx + c * _product(xx, xx)), x))
 
     x = lax.fori_loop(0, group["ns_steps"], step, x)
     return (x if wide else x.T).astype(g.dtype)
+
+
+def _product(x: Any, y: Any, along: int = 0) -> Any:
+    """x @ y, or x @ y.T along 1, in float32, of numbers that bfloat16 holds.
+
+    Such products are exact, and processors have instructions for just this sum.
+    """
+    x, y, axes = x.astype(jnp.bfloat16), y.astype(jnp.bfloat16), (((1,), (along,)), ((), ()))
+    return lax.dot_general(x, y, axes, preferred_element_type=jnp.float32)
 
 
 def _bfloat16(x: Any) -> Any:
