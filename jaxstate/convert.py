@@ -100,7 +100,7 @@ def bind(
     options = Options(
         inputs=inputs,
         kwargs=dict(kwargs or {}),
-        rules=tuple(rules),
+        rules=rules,
         layers=dict(layers or {}),
         attention=attention,
         multilayer=(multilayer,) if isinstance(multilayer, str) else tuple(multilayer),
@@ -128,6 +128,10 @@ def align(model: Any, state_dict: Mapping[str, Any], binding: Binding | None = N
         model: as for `bind`.
         state_dict: the file's arrays by torch's keys.
         binding: the model's, in its own names; needed where the model does not tell its layers.
+
+    >>> x = np.zeros((2, 3))
+    >>> align(None, {"module.w": x}, bind({"w": x}, as_is="w")).rename
+    {'w': 'module.w'}
     """
     return align_binding(bind(model) if binding is None else binding, state_dict)
 

@@ -26,7 +26,7 @@ class Options:
     def __post_init__(self):
         if self.attention not in (None, "packed", "separate"):
             raise BindingError(f'attention="{self.attention}": say "packed", "separate" or nothing')
-        given_rules(self.rules, "bind")
+        object.__setattr__(self, "rules", given_rules(self.rules, "bind"))
 
     def rules_of(self, module: Any) -> Sequence[Any] | None:
         """The rules that the caller has for a module's class, else those that the class has itself.

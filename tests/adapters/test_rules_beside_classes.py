@@ -91,6 +91,8 @@ class Lone(Matrix):
 
 
 def test_what_is_no_list_of_rules_is_refused_by_name():
+    with pytest.raises(js.BindingError, match=r"bind: rules come in a list, .* and this is Rule\("):
+        js.bind({"w": jax.numpy.ones((2, 3))}, rules=js.Rule("weight", "w", "i o -> o i"))
     with pytest.raises(
         js.BindingError, match=r"Lone.torch_rules: rules come in a list, .* and this is Rule\("
     ):
