@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxstate.arrays.checksum import crc32
 from jaxstate.errors import FileError
 
 _END = struct.Struct("<4s4H2LH")
@@ -125,7 +126,7 @@ def _crc(data: np.ndarray, entry: Entry) -> int | None:
         return None
     crc = 0
     for piece in pieces:
-        crc = zlib.crc32(piece, crc)
+        crc = crc32(piece, crc)
     return crc
 
 

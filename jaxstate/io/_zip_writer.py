@@ -6,12 +6,12 @@ The padding stands in an extra field with id `FB`, as torch writes it
 """
 
 import struct
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from jaxstate.arrays.checksum import crc32
 from jaxstate.arrays.tiles import PIECE, pieces
 
 ALIGNMENT = 64
@@ -43,7 +43,7 @@ class ZipWriter:
         array, place, raw = np.asarray(content), self._file.tell(), name.encode()
         offset = place - self._start
         small = [bytes(piece) for piece in pieces(array)] if array.nbytes <= PIECE else None
-        crc = zlib.crc32(b"".join(small or ()))
+        crc = crc32(b"".join(small or ()))
         self._file.write(_local_header(raw, crc, array.nbytes, offset))
         if small is None:
             crc = self._stream(array)
@@ -56,7 +56,7 @@ class ZipWriter:
         crc = 0
         with ThreadPoolExecutor(1) as pool:
             for piece in pieces(array):
-                summed = pool.submit(zlib.crc32, piece, crc)
+                summed = pool.submit(crc32, piece, crc)
                 self._file.write(piece)
                 crc = summed.result()
         return crc

@@ -5,7 +5,6 @@ array is gathered. CRC-32 finds every flipped bit and runs as fast as memory is 
 malice.
 """
 
-import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstate.arrays.checksum import crc32
 from jaxstate.errors import CheckpointError
 
 Region = tuple[tuple[int, int], ...]
@@ -24,7 +24,7 @@ _WORKERS = 4
 def digests(arrays: Mapping[str, Any]) -> dict[str, Digests]:
     r"""The digests of every array; in several processes all of them must call it, and all get all.
 
-    >>> digests({"w": np.arange(3, dtype="int8")}) == {"w": ((((0, 3),), zlib.crc32(b"\0\1\2")),)}
+    >>> digests({"w": np.arange(3, dtype="int8")}) == {"w": ((((0, 3),), crc32(b"\0\1\2")),)}
     True
     """
     regions = {path: regions_of(array) for path, array in arrays.items()}
@@ -74,7 +74,7 @@ def damaged(
 
 def checksum(array: np.ndarray) -> int:
     """CRC-32 of an array's elements in C order."""
-    return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
 
 
 def regions_of(array: Any) -> list[Region]:

@@ -4,7 +4,6 @@ A leaf is compared with its checksums when it is first read: with the leaf itsel
 and in a pass of its own over the leaf before a part of it is given.
 """
 
-import zlib
 from collections.abc import Iterator, Mapping
 from math import prod
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxstate.arrays.checksum import crc32
 from jaxstate.arrays.lazy import Box, LazyArray, from_parts
 from jaxstate.errors import CheckpointError
 from jaxstate.orbax._digests import Region, checksum
@@ -71,7 +71,7 @@ def _checksum(path: Path, name: str, leaf: Leaf, region: Region) -> int:
     crc = 0
     for piece in pieces(region, max(1, PIECE // np.dtype(leaf.stored.dtype).itemsize)):
         array = np.ascontiguousarray(read_region(path, name, piece))
-        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+        crc = crc32(array.reshape(-1).view(np.uint8).data, crc)
     return crc
 
 
