@@ -50,7 +50,7 @@ def settle():
 def once(run):
     settle()
     cpu, start = time.process_time(), time.perf_counter()
-    with Peak() as peak:
+    with Peak(every=0.002) as peak:
         made = run()
         cpu, wall = time.process_time() - cpu, time.perf_counter() - start
     del made

@@ -10,7 +10,10 @@ def anonymous():
 
 
 class Peak:
-    """By how much anonymous memory peaked above what it was, asked every two milliseconds."""
+    """By how much anonymous memory peaked above what it was, asked every so many seconds."""
+
+    def __init__(self, every=0.001):
+        self.every = every
 
     def __enter__(self):
         self.start = self.most = anonymous()
@@ -20,7 +23,7 @@ class Peak:
         return self
 
     def watch(self):
-        while not self.done.wait(0.002):
+        while not self.done.wait(self.every):
             self.most = max(self.most, anonymous())
 
     def __exit__(self, *rest):

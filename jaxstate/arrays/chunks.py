@@ -43,12 +43,17 @@ def assembled(chunks: Sequence[Chunk], box: Box, dtype: np.dtype) -> np.ndarray:
 
 
 def _write(chunks: Sequence[Chunk], out: np.ndarray, box: Box) -> None:
-    for chunk, there, here in _met(chunks, box):
+    for chunk, there, here in met(chunks, box):
         fill(out[(*there, ...)], chunk.values[here])
 
 
-def _met(chunks: Sequence[Chunk], box: Box) -> Iterator[tuple[Chunk, Box, Box]]:
-    """The chunks that a box meets; of each, where in the box it lies, and what of it does."""
+def met(chunks: Sequence[Chunk], box: Box) -> Iterator[tuple[Chunk, Box, Box]]:
+    """The chunks that a box meets; of each, where in the box it lies, and what of it does.
+
+    >>> rows = [Chunk((0,), np.array([1, 2])), Chunk((2,), np.array([3, 4])), Chunk((4,), np.array([5]))]
+    >>> [(there, here) for _, there, here in met(rows, (slice(1, 4, 1),))]
+    [((slice(0, 1, None),), (slice(1, 2, None),)), ((slice(1, 3, None),), (slice(0, 2, None),))]
+    """
     for chunk in chunks:
         spans = [_shared(span, o, n) for span, o, n in zip(box, chunk.offset, chunk.shape, strict=True)]
         if all(low < high for low, high in spans):

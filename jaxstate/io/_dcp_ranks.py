@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxstate.arrays.chunks import Chunk, assembled
+from jaxstate.arrays.chunks import Chunk, assembled, met
 from jaxstate.arrays.lazy import Box, LazyArray, from_parts
 from jaxstate.errors import FileError
 
@@ -171,13 +171,7 @@ def _check_apart(tensor: Tensor) -> None:
 
 
 def _part(shape: tuple[int, ...], chunks: Sequence[Chunk], dtype: np.dtype, box: Box) -> np.ndarray:
-    held = sum(
-        prod(
-            max(0, min(span.stop, o + n) - max(span.start, o))
-            for span, o, n in zip(box, chunk.offset, chunk.shape, strict=True)
-        )
-        for chunk in chunks
-    )
+    held = sum(prod(s.stop - s.start for s in there) for _, there, _ in met(chunks, box))
     if held < prod(span.stop - span.start for span in box):
         asked = ", ".join(f"{span.start}:{span.stop}" for span in box)
         raise FileError(

@@ -1,7 +1,7 @@
 """Whether what two ranks wrote at one place of a tensor is the same, told without reading it where it can be.
 
-Each chunk is a torch file, an archive that has a checksum of every storage. Where these and the tensor's own
-record are the same, so is the tensor. Where they differ, or were not written
+Each chunk is a torch file, an archive that has a checksum of every record. Where those of all records
+are the same, so is the tensor. Where they differ, or were not written
 (`torch.serialization.set_crc32_options(False)` makes them 0), the bytes are compared.
 """
 
@@ -31,7 +31,7 @@ def _same(piece: Piece, one: Span, other: Span, dtype: Dtype, files: Mapping[str
 
 
 def _checksums(span: Span, files: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Of the tensor's record and its storages, by their names in the archive."""
+    """Of all records by their names in the archive, but for the one that tells archives apart."""
     found = _zip.entries(files[span.file][span.start : span.start + span.length])
     inner = {name.partition("/")[2]: entry.crc for name, entry in found.items()}
-    return {name: crc for name, crc in inner.items() if name == "data.pkl" or name.startswith("data/")}
+    return {name: crc for name, crc in inner.items() if not name.startswith(".data/")}

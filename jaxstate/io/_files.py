@@ -64,9 +64,8 @@ def load(
         files with an index give one dict in the order of the index. Of `torch.distributed.checkpoint`, the
         nested object; a tensor in several chunks is a `jaxstate.LazyArray`, of which an index reads no more
         than it asks for; where the folders of hosts are missing, what it asks for may be missing too, and
-        that raises FileError then. Where each rank has metadata of its own, a chunk that several wrote is
-        the first one's, and none is compared; a value that is no tensor, and not the same in all, is a
-        record of what each has, `PerRank`.
+        that raises FileError then. Where each rank has metadata of its own, a value or a whole tensor that is
+        not the same in all is a record of what each has, `PerRank`.
 
     Raises:
         FileError: missing, damaged, hostile, or of another format; files that do not fit their index.

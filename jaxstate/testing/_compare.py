@@ -124,8 +124,9 @@ def compare(
         LayoutError: layouts that do not fit the arrays.
 
     >>> import jaxstate as js, numpy as np
-    >>> torch = __import__("sys").modules.get("torch")
-    >>> if torch:
+    >>> from importlib.util import find_spec
+    >>> if find_spec("torch"):
+    ...     import torch
     ...     from flax import nnx
     ...     net, model = torch.nn.Linear(3, 5), nnx.Linear(3, 5, rngs=nnx.Rngs(0))
     ...     twice = {key: 2 * array.detach() for key, array in net.state_dict().items()}
